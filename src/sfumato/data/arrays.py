@@ -1,0 +1,211 @@
+"""Images that come as one array: numpy arrays in memory, `.npy` (memory-mapped) and `.npz` files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.images import Images, Indices, digest
+from sfumato.data.labels import checked_labels
+from sfumato.data.pixels import DTYPES, Dtype, float_range, pixel_format
+from sfumato.data.shaping import Fit, channels_convertible, to_channels, to_size
+from sfumato.errors import DataError
+
+Layout = Literal["NHWC", "NCHW"]
+
+MOST_CHANNELS = 64
+_HASHED_BYTES = 2**20  # of the beginning, middle and end of an array
+
+
+class InMemory(Images):
+    """An array [N, H, W], [N, H, W, C] or [N, C, H, W] as images; memory maps stay on disk.
+
+    uint8 and uint16 are taken as they are; float16, float32 and float64 become float32, in the
+    stated `value_range`, else [0, 1] or [-1, 1] by their extremes. DataError on other dtypes, NaN,
+    values outside the range, an unclear layout, or labels that do not match.
+    """
+
+    def __init__(
+        self,
+        array: NDArray[Any],
+        labels: NDArray[Any] | None = None,
+        classes: Sequence[str] = (),
+        value_range: tuple[float, float] | None = None,
+        *,
+        layout: Layout | None = None,
+        size: tuple[int, int] | None = None,
+        fit: Fit = "crop",
+        channels: int | None = None,
+        source: str = "array",
+    ) -> None:
+        array = np.asanyarray(array)
+        self.source, self._fit = source, fit
+        self._dtype = _pixel_dtype(array, source)
+        self._array = as_nchw(array, layout, source)
+        if not len(array):
+            raise DataError(f"{source}: expected at least one image, got an empty array")
+        have, *stored_size = self._array.shape[1:]
+        want = channels or have
+        if not channels_convertible(have, want, alpha=False):
+            raise DataError(
+                f"{source}: images of {have} channels cannot become images of {want}; only grey "
+                "and RGB convert into each other"
+            )
+        shape = (want, *(size or (stored_size[0], stored_size[1])))
+        if value_range is not None or self._dtype == "float32":
+            value_range = self._checked_range(value_range)
+        self.format = pixel_format(shape, self._dtype, value_range)
+        self._as_stored = self.format.shape == self._array.shape[1:]
+        self.resident = self._as_stored and not isinstance(array, np.memmap)
+        self.fingerprint = digest(
+            [repr((self._array.shape, self.format)).encode(), *_sample(array)]
+        )
+        if labels is not None:
+            self.labels, self.classes = checked_labels(labels, len(array), classes, source)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def read(self, indices: Indices) -> NDArray[Any]:
+        """Raw images [n, C, H, W]."""
+        chosen = self._array[np.asarray(indices, dtype=np.int64)].astype(self._dtype, copy=False)
+        if self._as_stored:
+            return chosen
+        _, height, width = self.format.shape
+        return np.stack(
+            [
+                to_channels(
+                    to_size(image, (height, width), self._fit, self.names(int(i))),
+                    self.format.channels,
+                )
+                for i, image in zip(indices, chosen, strict=True)
+            ]
+        )
+
+    def _checked_range(self, stated: tuple[float, float] | None) -> tuple[float, float]:
+        """The stated range, or the default of floats, after a look at every value."""
+        low, high = np.inf, -np.inf
+        for start, part in _parts(self._array):
+            finite = np.isfinite(part).reshape(len(part), -1).all(1)
+            if not finite.all():
+                first = start + int(np.argmin(finite))
+                raise DataError(
+                    f"{self.source}: pixels must be finite, but image {first} (counting from 0) "
+                    "holds NaN or infinity; remove or repair it"
+                )
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+        if stated is None:
+            return float_range(low, high, self.source)
+        if low < stated[0] or high > stated[1]:
+            raise DataError(
+                f"{self.source}: values were expected inside the stated range [{stated[0]:g}, "
+                f"{stated[1]:g}], but they span [{low:g}, {high:g}]; correct --range LOW HIGH"
+            )
+        return stated
+
+
+def as_nchw(array: NDArray[Any], layout: Layout | None, where: str) -> NDArray[Any]:
+    """A view [N, C, H, W] of [N, H, W] (grey), [N, H, W, C] or [N, C, H, W].
+
+    Unless `layout` is given, the channel axis is axis 1 or the last, whichever is smaller and at
+    most 64. If the two are equal, or both could count channels (both at most 4), DataError.
+    """
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim != 4:
+        raise DataError(
+            f"{where}: expected images as N,H,W or N,H,W,C or N,C,H,W, got shape {array.shape}"
+        )
+    first, last = array.shape[1], array.shape[3]
+    if layout is None:
+        unclear = first == last or max(first, last) <= 4
+        if unclear or min(first, last) > MOST_CHANNELS:
+            raise DataError(
+                f"{where}: cannot tell which axis of shape {array.shape} counts the channels; say "
+                "--layout NHWC or --layout NCHW"
+            )
+        layout = "NCHW" if first < last else "NHWC"
+    return array if layout == "NCHW" else np.moveaxis(array, 3, 1)
+
+
+def open_npy(path: Path, want_labels: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Images of a `.npy`, memory-mapped; labels from NAME_labels.npy or labels.npy beside it."""
+    array = _load(path, mmap=True)
+    if not want_labels:
+        return array, None
+    beside = [path.with_name(f"{path.stem}_labels.npy"), path.with_name("labels.npy")]
+    for candidate in beside:
+        if candidate.exists():
+            return array, _load(candidate, mmap=False)
+    raise DataError(
+        f"{path}: class labels were expected in {beside[0].name} or {beside[1].name} beside it, "
+        "but neither exists; add one or train without classes"
+    )
+
+
+def open_npz(path: Path, want_labels: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Images (the only array of 3 or 4 axes) and labels (the only whole-number one of 1 axis).
+
+    A `.npz` is read into memory; use `.npy` for sets larger than that.
+    """
+    content = cast("dict[str, NDArray[Any]]", _load(path, mmap=False))
+    stacks = [key for key, value in content.items() if value.ndim in (3, 4)]
+    lists = [key for key, value in content.items() if value.ndim == 1 and value.dtype.kind in "iu"]
+    listing = ", ".join(f"{key} {value.shape}" for key, value in content.items()) or "nothing"
+    if len(stacks) != 1:
+        raise DataError(
+            f"{path}: expected exactly one array of images (3 or 4 axes), found {listing}; save "
+            "the images alone or with their labels"
+        )
+    if want_labels and len(lists) != 1:
+        raise DataError(
+            f"{path}: expected exactly one whole-number array of labels (1 axis) beside the "
+            f"images, found {listing}"
+        )
+    return content[stacks[0]], content[lists[0]] if want_labels else None
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    try:
+        if mmap:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as stream:
+            loaded: Any = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return cast("NDArray[Any]", loaded)
+            return {str(key): cast("NDArray[Any]", loaded[key]) for key in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: expected an array written by numpy, but it cannot be read ({error}); it may "
+            "be cut short, or hold Python objects, which are refused"
+        ) from error
+
+
+def _pixel_dtype(array: NDArray[Any], where: str) -> Dtype:
+    name = "float32" if array.dtype in (np.float16, np.float32, np.float64) else array.dtype.name
+    for known in DTYPES:
+        if name == known:
+            return known
+    raise DataError(
+        f"{where}: expected uint8, uint16, float16, float32 or float64 pixels, got "
+        f"{array.dtype}; convert them, for example with array.astype(numpy.uint8)"
+    )
+
+
+def _parts(array: NDArray[Any], size: int = 2**26) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Runs of images of at most about `size` bytes, each with the index of its first image."""
+    step = max(1, size // max(1, array[0].nbytes))
+    for start in range(0, len(array), step):
+        yield start, array[start : start + step]
+
+
+def _sample(array: NDArray[Any]) -> Iterator[bytes]:
+    """Bytes of images at the beginning, the middle and the end."""
+    count = max(1, min(len(array), _HASHED_BYTES // max(1, array[0].nbytes)))
+    for start in (0, (len(array) - count) // 2, len(array) - count):
+        yield np.ascontiguousarray(array[start : start + count]).tobytes()

@@ -1,0 +1,218 @@
+"""Image files in a folder tree or a zip, as one set of equal images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.containers import Container, is_junk, natural_key
+from sfumato.data.decode import SUFFIXES, Alpha, Header, decode, read_header
+from sfumato.data.images import (
+    Images,
+    Indices,
+    UnreadableImageError,
+    check_share,
+    digest,
+    in_threads,
+)
+from sfumato.data.labels import file_labels
+from sfumato.data.pixels import Dtype, float_range, pixel_format
+from sfumato.data.shaping import Fit, channels_convertible, to_channels, to_size
+from sfumato.errors import DataError
+
+# Sets up to here are decoded once on opening, so broken files surface at once and not hours later.
+VERIFY_FILES, VERIFY_BYTES = 2_000, 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How files become equal images."""
+
+    size: tuple[int, int] | None = None
+    fit: Fit = "crop"
+    alpha: Alpha = "drop"
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
+
+
+class FileImages(Images):
+    """Image files of a container, decoded when read.
+
+    All must have one size (or `shaping.size` is given), one channel count (or `channels`) and one
+    depth; else DataError with the counts found. Unreadable files are skipped up to 1 %.
+    """
+
+    def __init__(self, container: Container, shaping: Shaping, labels: bool = False) -> None:
+        self._container, self._shaping, self.source = container, shaping, container.where
+        names = [n for n in container.names if not is_junk(n) and n.lower().endswith(SUFFIXES)]
+        if not names:
+            raise DataError(_nothing_found(container))
+        names.sort(key=natural_key)
+
+        headers: dict[str, Header] = {}
+        complaints: list[str] = []
+        for name, found in zip(names, in_threads(self._header, names), strict=True):
+            if isinstance(found, Header):
+                headers[name] = found
+            else:
+                complaints.append(found)
+        check_share(complaints, len(names), self.source)
+        self._names = list(headers)
+        self._shape, self._dtype = _common_shape(headers, shaping, self.source)
+
+        value_range = shaping.value_range
+        small = len(names) <= VERIFY_FILES and sum(map(container.size, names)) <= VERIFY_BYTES
+        measure = self._dtype == "float32" and value_range is None
+        if small or measure:
+            low, high = self._verify(complaints)
+            check_share(complaints, len(names), self.source)
+            if measure:
+                value_range = float_range(low, high, self.source)
+        self.skipped = tuple(complaints)
+        self.format = pixel_format(self._shape, self._dtype, value_range)
+        self.fingerprint = digest(
+            [f"{name} {container.size(name)}".encode() for name in self._names]
+            + [repr((self.format, shaping)).encode()]
+        )
+        if labels:
+            self.labels, self.classes = file_labels(container, self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def names(self, i: int) -> str:
+        """Path of image i inside the folder or zip."""
+        return self._names[i]
+
+    def read(self, indices: Indices) -> NDArray[Any]:
+        """Raw images [n, C, H, W], decoded now."""
+        out = np.empty((len(indices), *self.format.shape), self.format.dtype)
+        for place, i in enumerate(indices):
+            name = self._names[i]
+            try:
+                image = self._decode(name)
+            except UnreadableImageError as error:
+                raise UnreadableImageError(str(error), int(i)) from error
+            low, high = image.min(), image.max()
+            if low < self.format.low or high > self.format.high:
+                raise DataError(
+                    f"{self.source}: {name} was expected inside the range [{self.format.low:g}, "
+                    f"{self.format.high:g}], but it spans [{low:g}, {high:g}]; correct "
+                    "--range LOW HIGH"
+                )
+            out[place] = image
+        return out
+
+    def _header(self, name: str) -> Header | str:
+        """The header, or what is wrong with the file."""
+        try:
+            with self._container.open(name) as stream:
+                return read_header(stream, name, self._shaping.alpha)
+        except UnreadableImageError as error:
+            return str(error)
+        except OSError as error:
+            return f"{name} ({error})"
+
+    def _decode(self, name: str) -> NDArray[Any]:
+        """One image in the common shape and depth."""
+        try:
+            with self._container.open(name) as stream:
+                image = decode(stream, name, self._shaping.alpha)
+        except OSError as error:
+            raise UnreadableImageError(f"{name} ({error})") from error
+        if self._shaping.size is not None:
+            image = to_size(image, self._shaping.size, self._shaping.fit, name)
+        image = to_channels(image, self._shape[0])
+        if image.shape != self._shape or str(image.dtype) != self._dtype:
+            raise DataError(
+                f"{self.source}: {name} changed since the set was opened: expected {self._dtype} "
+                f"of shape {self._shape}, got {image.dtype} of shape {image.shape}; start again"
+            )
+        return image
+
+    def _verify(self, complaints: list[str]) -> tuple[float, float]:
+        """Decode everything once: drop what fails (into `complaints`), return the extremes."""
+
+        def extremes(name: str) -> tuple[float, float] | str:
+            try:
+                image = self._decode(name)
+            except UnreadableImageError as error:
+                return str(error)
+            return float(image.min()), float(image.max())
+
+        good: dict[str, tuple[float, float]] = {}
+        for name, result in zip(self._names, in_threads(extremes, self._names), strict=True):
+            if isinstance(result, str):
+                complaints.append(result)
+            else:
+                good[name] = result
+        self._names = list(good)
+        lows, highs = zip(*good.values(), strict=True) if good else ((0.0,), (0.0,))
+        return min(lows), max(highs)
+
+
+def _common_shape(
+    headers: Mapping[str, Header], shaping: Shaping, where: str
+) -> tuple[tuple[int, int, int], Dtype]:
+    """[C, H, W] and dtype of every image, or DataError with the kinds found and what to do."""
+    dtypes = Counter(header.dtype for header in headers.values())
+    if len(dtypes) > 1:
+        raise DataError(
+            f"{where}: expected one bit depth, found {_counts(dtypes, headers, 'dtype')}; "
+            "convert the files to one depth"
+        )
+    channels = Counter(header.channels for header in headers.values())
+    want = shaping.channels
+    if want is None:
+        if len(channels) > 1:
+            raise DataError(
+                f"{where}: expected one channel count, found "
+                f"{_counts(channels, headers, 'channels')}; choose one with --channels "
+                f"{channels.most_common(1)[0][0]} (grey and RGB convert into each other)"
+            )
+        want = next(iter(channels))
+    for have in channels:
+        if not channels_convertible(have, want, shaping.alpha == "keep"):
+            raise DataError(
+                f"{where}: images of {have} channels cannot become images of {want}; only grey "
+                "and RGB convert into each other (with an alpha channel under --alpha keep)"
+            )
+    sizes = Counter((header.height, header.width) for header in headers.values())
+    size = shaping.size
+    if size is None:
+        if len(sizes) > 1:
+            common = ", ".join(f"{h} x {w} ({n:,})" for (h, w), n in sizes.most_common(5))
+            short = min(sizes.most_common(1)[0][0])
+            raise DataError(
+                f"{where}: expected images of one size, found {len(sizes)} sizes (height x width), "
+                f"most often {common}; choose one with --size, for example --size {short} "
+                "(crops to the centre; --fit stretch or strict for other rules)"
+            )
+        size = next(iter(sizes))
+    return (want, *size), next(iter(dtypes))
+
+
+def _counts(counter: Counter[Any], headers: Mapping[str, Header], field: str) -> str:
+    """`3 channels in 90 (a.png), 1 channels in 10 (b.png)`."""
+    first = {getattr(header, field): name for name, header in reversed(headers.items())}
+    unit = "" if field == "dtype" else f" {field}"
+    return ", ".join(f"{v}{unit} in {n:,} ({first[v]})" for v, n in counter.most_common())
+
+
+def _nothing_found(container: Container) -> str:
+    """Why there is no image here, with the most common other files."""
+    others = Counter(
+        "." + name.rsplit(".", 1)[-1].lower() if "." in name else name
+        for name in container.names
+        if not is_junk(name)
+    )
+    found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4)) or "nothing"
+    return (
+        f"{container.where}: expected images ({' '.join(SUFFIXES)}) at any depth, found {found}; "
+        "point --data at the folder or zip that holds the images, or at a .npy, .npz or IDX file"
+    )

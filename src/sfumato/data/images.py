@@ -1,0 +1,148 @@
+"""What every source of images offers: length, raw reading, labels, identity."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from os import cpu_count
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.pixels import PixelFormat
+from sfumato.errors import DataError
+
+Indices = Sequence[int] | NDArray[np.integer[Any]]
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORST_SHARE = 0.01  # unreadable images above this share of a set stop the work
+
+
+class UnreadableImageError(DataError):
+    """One image file that cannot be decoded; `index` is its place in the set, when known."""
+
+    def __init__(self, message: str, index: int = -1) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class Images(ABC):
+    """A finite, indexed set of raw images of one `PixelFormat`.
+
+    labels: int64 [N], or None when they were not asked for. classes: a name for each label.
+    fingerprint: a short hash that changes when the set does. skipped: unreadable files left out.
+    resident: whether `read` costs no decoding, so caching and prefetching would gain nothing.
+    """
+
+    format: PixelFormat
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] = ()
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+    source: str
+    resident: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Indices) -> NDArray[Any]:
+        """Raw images [n, C, H, W] of `format.dtype`; UnreadableImageError names a broken file."""
+
+    def names(self, i: int) -> str:
+        """The name of image i, for messages and reports."""
+        return f"{self.source}[{i}]"
+
+    def describe(self) -> str:
+        """One line: where from, how many, their format, classes, and what was skipped."""
+        text = f"{self.source}: {len(self):,} images, {self.format.describe()}"
+        if self.labels is not None:
+            text += f", {len(self.classes)} classes"
+        if self.skipped:
+            text += f", {len(self.skipped)} unreadable skipped"
+        return text
+
+
+class Subset(Images):
+    """Some images of another set, in the order of `indices`."""
+
+    def __init__(self, images: Images, indices: Indices, source: str | None = None) -> None:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.ndim != 1:
+            raise ValueError(f"expected a flat list of indices, got shape {chosen.shape}")
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(images)):
+            raise DataError(
+                f"subset of {images.source}: expected indices in 0..{len(images) - 1}, "
+                f"got {chosen.min()}..{chosen.max()}"
+            )
+        self._images, self._indices = images, chosen
+        self.format = images.format
+        self.labels = None if images.labels is None else images.labels[chosen]
+        self.classes = images.classes
+        self.skipped = images.skipped
+        self.source = source or f"{images.source} (subset)"
+        self.resident = images.resident
+        self.fingerprint = digest([images.fingerprint.encode(), chosen.tobytes()])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices: Indices) -> NDArray[Any]:
+        """Raw images [n, C, H, W]."""
+        places = np.asarray(indices, dtype=np.int64)
+        try:
+            return self._images.read(self._indices[places])
+        except UnreadableImageError as error:
+            place = int(places[np.flatnonzero(self._indices[places] == error.index)[0]])
+            raise UnreadableImageError(str(error), place) from error
+
+    def names(self, i: int) -> str:
+        """The name the whole set gives to this image."""
+        return self._images.names(int(self._indices[i]))
+
+
+def as_arrays(images: Images) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """The whole set as raw [N, C, H, W] and labels [N] (or None); it must fit memory."""
+    out = np.empty((len(images), *images.format.shape), images.format.dtype)
+    for chunk, values in in_threads(lambda part: (part, images.read(part)), chunks(len(images))):
+        out[chunk] = values
+    return out, images.labels
+
+
+def chunks(count: int, size: int = 64) -> Iterator[NDArray[np.int64]]:
+    """0..count-1 in runs of at most `size`."""
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map(work, items)` on a few threads, in order, holding only a few results at a time."""
+    workers = min(cpu_count() or 1, 8)
+    with ThreadPoolExecutor(workers, thread_name_prefix="sfumato-read") as pool:
+        queue = iter(items)
+        while group := list(islice(queue, 8 * workers)):
+            yield from pool.map(work, group)
+
+
+def check_share(bad: Sequence[str], total: int, where: str) -> None:
+    """DataError when more than 1 % of `total` images are unreadable; names up to five of them."""
+    if len(bad) <= WORST_SHARE * total:
+        return
+    shown = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
+    raise DataError(
+        f"{where}: {len(bad)} of {total:,} images cannot be read, more than the 1 % that is "
+        f"skipped: {shown}. Repair or remove them"
+    )
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A 16-character hash of byte strings; where one ends and the next begins counts."""
+    state = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.hexdigest()

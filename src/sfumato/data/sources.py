@@ -1,0 +1,109 @@
+"""Opening a path as images, whatever it holds."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from sfumato.data.arrays import InMemory, Layout, open_npy, open_npz
+from sfumato.data.builtin import fashion_mnist
+from sfumato.data.containers import Archive, Folder
+from sfumato.data.decode import Alpha
+from sfumato.data.files import FileImages, Shaping
+from sfumato.data.idx import looks_like_idx, open_idx
+from sfumato.data.images import Images, Subset, as_arrays
+from sfumato.data.shaping import Fit
+from sfumato.errors import DataError
+
+__all__ = ["Images", "InMemory", "Subset", "as_arrays", "open_images"]
+
+BUILTIN = ("fashion-mnist:train", "fashion-mnist:test")
+
+
+def open_images(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
+    alpha: Alpha = "drop",
+    value_range: tuple[float, float] | None = None,
+    layout: Layout | None = None,
+    labels: bool = False,
+    channels: int | None = None,
+) -> Images:
+    """Images of a folder tree, zip, .npy, .npz or IDX file, or a built-in set by name.
+
+    size: (height, width) to bring every image to, needed when sizes are mixed; fit: crop (scale
+    the short side, keep the centre), stretch, or strict (mismatch is an error). alpha: drop it or
+    keep it as the last channel. value_range: raw values of black and white, where the dtype does
+    not say. layout: axes of 4-axis arrays, where their sizes do not say. labels: class labels are
+    wanted. channels: 1 or 3 to turn RGB grey or grey RGB.
+
+    Raises DataError when there is nothing usable, naming what was expected and found, and
+    MissingExtraError when a file needs tifffile or imagecodecs.
+    """
+    name, path = str(path), Path(path)
+    if not path.exists():
+        return _builtin(name, Shaping(size, fit, alpha, channels, value_range), labels)
+    if path.is_dir():
+        return FileImages(Folder(path), Shaping(size, fit, alpha, channels, value_range), labels)
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return FileImages(Archive(path), Shaping(size, fit, alpha, channels, value_range), labels)
+    if suffix == ".npy":
+        array, array_labels = open_npy(path, labels)
+    elif suffix == ".npz":
+        array, array_labels = open_npz(path, labels)
+    elif looks_like_idx(path):
+        array, array_labels = open_idx(path, labels)
+    else:
+        raise DataError(
+            f"{path}: expected a folder, a .zip, .npy, .npz or IDX file (also .gz), got a file of "
+            "another kind; for image files give the folder that holds them"
+        )
+    return InMemory(
+        array,
+        array_labels,
+        value_range=value_range,
+        layout=layout,
+        size=size,
+        fit=fit,
+        channels=channels,
+        source=str(path),
+    )
+
+
+def _builtin(name: str, shaping: Shaping, labels: bool) -> Images:
+    """The built-in set of this name, reshaped where asked; DataError for any other name."""
+    if name == "fashion-mnist":
+        name = BUILTIN[0]
+    if name not in BUILTIN:
+        near = difflib.get_close_matches(Path(name).name, _neighbours(Path(name)), 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DataError(
+            f"no such data: {name}; {hint}expected a folder, .zip, .npy, .npz or IDX file, or the "
+            f"built-in {' or '.join(BUILTIN)}"
+        )
+    images = fashion_mnist("train" if name == BUILTIN[0] else "test")
+    if shaping == Shaping() and labels:
+        return images
+    array, array_labels = as_arrays(images)
+    return InMemory(
+        array,
+        array_labels if labels else None,
+        images.classes,
+        shaping.value_range,
+        layout="NCHW",
+        size=shaping.size,
+        fit=shaping.fit,
+        channels=shaping.channels,
+        source=name,
+    )
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    return [*beside, *BUILTIN]

@@ -1,0 +1,70 @@
+"""Combinators: Denoiser -> Denoiser. Each forwards what it does not change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from sfumato.gaussian import Gaussian
+from sfumato.noise import NoiseRange
+from sfumato.protocols import Denoise, Denoiser
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A denoiser whose mean is clamped to [low, high].
+
+    This changes the ODE that is solved (algorithms.md calls it clip_denoised): a likelihood
+    refuses it, and outputs record it.
+    """
+
+    inner: Denoiser
+    low: float = -1.0
+    high: float = 1.0
+
+    @property
+    def range(self) -> NoiseRange:
+        """As the inner denoiser's."""
+        return self.inner.range
+
+    @property
+    def prior(self) -> Gaussian:
+        """As the inner denoiser's."""
+        return self.inner.prior
+
+    @property
+    def decoder_var(self) -> Tensor:
+        """As the inner denoiser's."""
+        return self.inner.decoder_var
+
+    def on(self, sigmas: Tensor) -> Clipped:
+        """Rebind the inner denoiser."""
+        return replace(self, inner=self.inner.on(sigmas))
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
+        """Return the inner distribution with its mean clamped."""
+        x0 = self.inner(x, sigma)
+        return Gaussian(x0.mean.clamp(self.low, self.high), x0.var)
+
+
+@dataclass
+class Counted:
+    """Counts calls of a denoiser and keeps the last mean: the sampling loop's instrument."""
+
+    inner: Denoise
+    evaluations: int = 0
+    last: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def range(self) -> NoiseRange | None:
+        """As the inner denoiser's, where it tells one."""
+        limits = getattr(self.inner, "range", None)
+        return limits if isinstance(limits, NoiseRange) else None
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
+        """Return the inner distribution."""
+        x0 = self.inner(x, sigma)
+        self.evaluations += 1
+        self.last = x0.mean
+        return x0

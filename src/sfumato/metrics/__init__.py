@@ -1,0 +1,1 @@
+"""Quality numbers for sets of images; import the modules by name."""

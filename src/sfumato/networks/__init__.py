@@ -1,0 +1,1 @@
+"""Plain torch networks: configurations in `config` (no torch), modules made by `build`."""

@@ -1,0 +1,117 @@
+"""The residual block, with optional resampling and self-attention, that all networks are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.networks.layers import (
+    Conv,
+    GroupNorm,
+    Init,
+    Linear,
+    Resample,
+    dropout,
+    largest_divisor,
+)
+
+Resolution = Literal["same", "up", "down"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of a network share.
+
+    `adaptive` scales and shifts the second norm by the embedding (ADM), otherwise the embedding is
+    added before it. `project_resample` puts a 1x1 convolution on the skip of a resampling block.
+    """
+
+    embedding: int
+    dropout: float
+    skip_scale: float
+    eps: float
+    adaptive: bool
+    channels_per_head: int
+    taps: tuple[int, ...]
+    project_resample: bool
+    init: Init
+    init_output: Init
+    init_attention: Init
+
+
+class Block(nn.Module):
+    """Norm, SiLU, (resample,) convolution, embedding, norm, SiLU, dropout, convolution; plus skip.
+
+    Followed by self-attention where asked for. EDM figure 8 and Table 7; DDPM appendix B.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        style: Style,
+        *,
+        resolution: Resolution = "same",
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.style = style
+        resampled = resolution != "same"
+        self.norm0 = GroupNorm(inputs, style.eps)
+        self.resample = Resample(style.taps, up=resolution == "up") if resampled else None
+        self.conv0 = Conv(inputs, outputs, 3, style.init)
+        self.affine = Linear(style.embedding, outputs * (1 + style.adaptive), style.init)
+        self.norm1 = GroupNorm(outputs, style.eps)
+        self.conv1 = Conv(outputs, outputs, 3, style.init_output)
+        project = inputs != outputs or (resampled and style.project_resample)
+        self.skip = Conv(inputs, outputs, 1, style.init) if project else None
+        self.attention = SelfAttention(outputs, style) if attention else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """[B, inputs, H, W] and [B, E] to [B, outputs, H', W']."""
+        scale = self.style.skip_scale
+        h = F.silu(self.norm0(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self._embed(self.conv0(h), self.affine(embedding).to(h.dtype)[:, :, None, None])
+        if self.training:
+            h = dropout(h, self.style.dropout)
+        h = self.conv1(h, gain=scale)
+        h = h.add(x, alpha=scale) if self.skip is None else h + self.skip(x, gain=scale)
+        return h if self.attention is None else self.attention(h)
+
+    def _embed(self, h: Tensor, condition: Tensor) -> Tensor:
+        if not self.style.adaptive:
+            return F.silu(self.norm1(h + condition))
+        factor, shift = condition.chunk(2, dim=1)
+        return F.silu(self.norm1(h) * (factor + 1) + shift)
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention between all pixels, added to its input.
+
+    One convolution makes queries, keys and values, in this order along its outputs and each of
+    them head by head. (EDM's order is head, channel, then q-k-v: converting permutes rows.)
+    """
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        per_head = style.channels_per_head or channels
+        self.heads = largest_divisor(channels, max(channels // per_head, 1))
+        self.scale = style.skip_scale
+        self.norm = GroupNorm(channels, style.eps)
+        self.qkv = Conv(channels, 3 * channels, 1, style.init_attention)
+        self.proj = Conv(channels, channels, 1, style.init_output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, HW, C / heads]
+        h = h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return self.proj(h, gain=self.scale).add(x, alpha=self.scale)

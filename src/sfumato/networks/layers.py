@@ -1,0 +1,177 @@
+"""Layers that compute in the dtype of what they are given, whatever their parameters' dtype.
+
+That rule replaces autocast: a body fed bfloat16 runs in bfloat16 with float32 master weights,
+group norm included (its statistics stay float32), on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Fills a weight and a bias, given the weight's fan-in and fan-out.
+Init = Callable[[Tensor, "Tensor | None", int, int], None]
+
+
+def xavier(gain: float = 1.0) -> Init:
+    """Uniform weights in +- gain sqrt(6 / (fan_in + fan_out)), zero bias (DDPM, DDPM++, NCSN++)."""
+
+    def fill(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
+        bound = gain * (6 / (fan_in + fan_out)) ** 0.5
+        weight.uniform_(-bound, bound)
+        if bias is not None:
+            bias.zero_()
+
+    return fill
+
+
+def kaiming(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
+    """Uniform weights and bias in +- sqrt(1 / fan_in) (ADM; torch's own default)."""
+    del fan_out
+    bound = fan_in**-0.5
+    weight.uniform_(-bound, bound)
+    if bias is not None:
+        bias.uniform_(-bound, bound)
+
+
+def normal(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
+    """Weights N(0, 1), zero bias: ADM's class embedding."""
+    del fan_in, fan_out
+    weight.normal_()
+    if bias is not None:
+        bias.zero_()
+
+
+def zeros(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
+    """Zero weights and bias: a branch that starts silent."""
+    del fan_in, fan_out
+    weight.zero_()
+    if bias is not None:
+        bias.zero_()
+
+
+class Linear(nn.Module):
+    """An affine map of [B, inputs] to [B, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, init: Init, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        with torch.no_grad():
+            init(self.weight, self.bias, inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] to [B, outputs]."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Conv(nn.Module):
+    """A convolution of odd kernel that keeps the size (or widens it by `extra` on every side)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, init: Init, *, stride: int = 1, extra: int = 0
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.stride = stride
+        self.padding = kernel // 2 + extra
+        with torch.no_grad():
+            init(self.weight, self.bias, inputs * kernel**2, outputs * kernel**2)
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Gain times the convolution of [B, inputs, H, W]; scaling weights is cheaper than images."""
+        weight, bias = self.weight, self.bias
+        if gain != 1:
+            weight, bias = weight * gain, bias * gain
+        return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
+
+
+class StridedConv(Conv):
+    """DDPM's halving: a 3x3 convolution of stride 2, one zero row and column at the far edges."""
+
+    def __init__(self, channels: int, init: Init) -> None:
+        super().__init__(channels, channels, 3, init, stride=2, extra=-1)
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """[B, C, H, W] to [B, C, H/2, W/2]."""
+        return super().forward(F.pad(x, (0, 1, 0, 1)), gain)
+
+
+class GroupNorm(nn.Module):
+    """Group norm with up to 32 groups of at least 4 channels, affine."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.groups = largest_divisor(channels, min(32, channels // 4))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised [B, C, H, W] in the same dtype and layout."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.group_norm(x, self.groups, weight, bias, self.eps)
+
+
+def largest_divisor(n: int, at_most: int) -> int:
+    """The largest divisor of n that is at most `at_most` (and at least 1)."""
+    return next((d for d in range(min(n, at_most), 1, -1) if n % d == 0), 1)
+
+
+class Resample(nn.Module):
+    """Doubles or halves [B, C, H, W] with a separable filter of an even number of taps.
+
+    Doubling inserts zeros and filters with gain 4, halving filters and keeps every second sample;
+    outside of the image are zeros.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, taps: tuple[int, ...], *, up: bool, padded: bool = True) -> None:
+        super().__init__()
+        line = torch.tensor(taps, dtype=torch.float64, device="cpu") / sum(taps)
+        kernel = torch.outer(line, line).float() * (4 if up else 1)
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.up = up
+        self.padding = len(taps) // 2 - 1 if padded else 0
+        self.box = len(taps) == 2 and taps[0] == taps[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W] or [B, C, H/2, W/2]."""
+        if self.box:
+            if self.up:
+                return F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return F.avg_pool2d(x, 2)
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(x, kernel, stride=2, padding=self.padding, groups=channels)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Zero each element with probability p (in steps of 2^-16) and divide the rest by 1 - p.
+
+    On the CPU the mask is cut out of 64-bit draws of torch's default generator, four elements a
+    draw: several times cheaper than one Bernoulli draw per element.
+    """
+    if p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    kept = round((1 - p) * 65536)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    keep = bits.view(torch.int16)[: x.numel()] < kept - 32768
+    # The order of independent draws is free: follow the memory of x, so that nothing is strided.
+    mask = torch.empty_like(x)
+    torch.mul(keep, 65536 / kept, out=_flat(mask))
+    return x * mask
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A one-dimensional view of a dense tensor in the order of its memory."""
+    return x.as_strided((x.numel(),), (1,))

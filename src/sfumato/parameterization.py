@@ -1,0 +1,280 @@
+"""Networks adapted to denoisers: D(x, sigma) = c_skip x + c_out F(c_in x, c_noise), F the network.
+
+| the network predicts            | c_skip            | c_out                   |
+|---------------------------------|-------------------|-------------------------|
+| noise                           | 1                 | -sigma                  |
+| x0                              | 0                 | 1                       |
+| v = (noise - sigma x0) / r      | 1 / r^2           | -sigma / r              |
+| mean of x_{t-1} (DDPM's mu)     | -k / (1 - k)      | r_s / (1 - k)           |
+| score of what it sees           | 1                 | scale sigma^2           |
+| EDM's F                         | sd^2 / (s^2+sd^2) | s sd / sqrt(s^2 + sd^2) |
+
+with r = sqrt(1 + sigma^2), k = (s / sigma)^2, s the level below sigma, r_s = 1 / scale(s). A
+process (a `NoiseLevels` ladder, `VP`, `VE`, `SubVP`) says how x is scaled before the network sees it and
+what number tells the network the noise level. Integer times and schedules exist only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.diffusion import expand, first_decoder_var
+from sfumato.gaussian import Gaussian
+from sfumato.noise import F64, Interpolated, NoiseLevels, NoiseRange
+
+Network = Callable[..., Tensor]
+
+
+class Process(Protocol):
+    """How a network sees a noise level: its range, input scale, number for it, and prior."""
+
+    @property
+    def range(self) -> NoiseRange:
+        """Trained levels."""
+        ...
+
+    @property
+    def prior_var(self) -> float:
+        """Variance of x at range.high."""
+        ...
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """Return c_in, the factor between x and the network's input."""
+        ...
+
+    def condition(self, sigma: Tensor) -> Tensor:
+        """Return c_noise, the number by which the network is told the level."""
+        ...
+
+
+Coefficients = Callable[[Tensor], tuple[Tensor, Tensor]]
+Variance = Callable[[Tensor], Tensor]
+
+
+def zero_variance(sigma: Tensor) -> Tensor:
+    """Return 0: DDPM's "fixed small" variance, optimal for data that are points."""
+    return torch.zeros_like(sigma)
+
+
+def unit_gaussian(sigma: Tensor) -> Tensor:
+    """Return sigma^2 / (1 + sigma^2): "fixed large", exact for unit Gaussian data (DDPM 3.2)."""
+    return sigma**2 / (1 + sigma**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A network with its parameterization: a `Denoiser`, and a `Conditional`.
+
+    Coefficients are float64 on the host; x keeps its dtype (float32 or float64); the network is
+    called in the dtype of its own parameters.
+    """
+
+    network: Network
+    process: Process
+    coefficients: Coefficients
+    variance: Variance = zero_variance
+    fixed_decoder_var: float | None = None
+    grid: Tensor | None = None
+    condition: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def range(self) -> NoiseRange:
+        """The levels the network was trained on."""
+        return self.process.range
+
+    @property
+    def prior(self) -> Gaussian:
+        """N(0, prior variance) at range.high."""
+        return Gaussian(torch.zeros((), dtype=F64), torch.tensor(self.process.prior_var, dtype=F64))
+
+    @property
+    def decoder_var(self) -> Tensor:
+        """Variance of the discretised last step; on a ladder DDPM's, of the grid in use after `on`.
+
+        Raises ValueError where there is neither a ladder, a grid nor a fitted value.
+        """
+        if self.fixed_decoder_var is not None:
+            return torch.tensor(self.fixed_decoder_var, dtype=F64)
+        levels = self.range.levels if self.grid is None else self.grid
+        if levels is None or len(levels := levels[levels > 0]) < 2:
+            raise ValueError(
+                "this denoiser has no ladder to take the last step's variance from: "
+                "bind a grid of at least two levels with on(sigmas), or fit fixed_decoder_var"
+            )
+        first, second = levels.sort().values[:2]
+        return first_decoder_var(first, second)
+
+    def on(self, sigmas: Tensor) -> Adapted:
+        """Rebind what depends on neighbouring levels to the levels of this grid."""
+        return replace(self, grid=sigmas.to(F64))
+
+    def given(self, **condition: Tensor) -> Adapted:
+        """Bind conditions, passed to the network by name (for example class_labels [B, K])."""
+        return replace(self, condition={**self.condition, **condition})
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
+        """Return the distribution of x0 given x [B, *data]; sigma [] or [B] in data units."""
+        sigma = sigma.to(device="cpu", dtype=F64)
+        c_skip, c_out = self.coefficients(sigma)
+        seen = expand(self.process.scale(sigma), x) * x
+        c_noise = self.process.condition(sigma).expand(len(x))
+        dtype = _dtype_of(self.network, x.dtype)
+        told = c_noise.to(device=x.device, dtype=dtype)
+        out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
+        mean = expand(c_skip, x) * x + expand(c_out, x) * out
+        return Gaussian(mean, expand(self.variance(sigma), x))
+
+
+def predicts_noise(
+    network: Network,
+    process: Process,
+    var: Variance = zero_variance,
+    *,
+    interpolate: bool = False,
+) -> Adapted:
+    """Adapt a network that predicts the noise (DDPM eq. 11; EDM Table 1, VP, VE and iDDPM).
+
+    `network(x_seen [B, *data], c_noise [B])` returns [B, *data]. A ladder admits only its own
+    levels unless `interpolate`. Raises ValueError for a ladder with zero terminal SNR, where the noise
+    says nothing about x0 at the last level.
+    """
+    _needs_signal(process, "noise")
+    return Adapted(network, _between(process, interpolate), _noise_coefficients, var)
+
+
+def predicts_x0(
+    network: Network, process: Process, var: Variance = zero_variance, *, interpolate: bool = False
+) -> Adapted:
+    """Adapt a network that predicts x0 itself (DDPM section 3.2)."""
+    return Adapted(network, _between(process, interpolate), _x0_coefficients, var)
+
+
+def predicts_v(
+    network: Network, process: Process, var: Variance = zero_variance, *, interpolate: bool = False
+) -> Adapted:
+    """Adapt a network that predicts v = (noise - sigma x0) / sqrt(1 + sigma^2).
+
+    In DDPM's notation sqrt(abar) noise - sqrt(1 - abar) x0 (Salimans & Ho 2022, appendix D).
+    Meaningful for every process, also at zero terminal SNR.
+    """
+    return Adapted(network, _between(process, interpolate), _v_coefficients, var)
+
+
+def predicts_mean(network: Network, levels: NoiseLevels, var: Variance = zero_variance) -> Adapted:
+    """Adapt a network that predicts the mean of x_{t-1} as the network sees it (DDPM's mu tilde).
+
+    It belongs to neighbouring levels of the ladder it was trained on, so it needs `levels`.
+    Raises ValueError at zero terminal SNR, where x0 would be multiplied by a vanishing factor.
+    """
+    _needs_signal(levels, "the mean of x_{t-1}")
+
+    def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
+        index = levels.condition(sigma).long()
+        below = torch.where(index > 0, levels.sigma[(index - 1).clamp(min=0)], 0.0)
+        keep = (below / sigma) ** 2
+        return -keep / (1 - keep), 1 / (levels.scale(below) * (1 - keep))
+
+    return Adapted(network, levels, coefficients, var)
+
+
+def predicts_score(
+    network: Network, process: Process, var: Variance = zero_variance, *, interpolate: bool = False
+) -> Adapted:
+    """Adapt a network that predicts the score of what it sees, scale(sigma) * x.
+
+    D = x + scale sigma^2 F (NCSN eq. 5; Score-SDE appendix; Tweedie's formula). Raises ValueError
+    at zero terminal SNR, where the score says nothing about x0.
+    """
+    _needs_signal(process, "the score")
+
+    def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(sigma), process.scale(sigma) * sigma**2
+
+    return Adapted(network, _between(process, interpolate), coefficients, var)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """EDM's preconditioning: c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = ln(sigma) / 4."""
+
+    sigma_data: float = 0.5
+    low: float = 0.002
+    high: float = 80.0
+
+    @property
+    def range(self) -> NoiseRange:
+        """From low to high."""
+        return NoiseRange(self.low, self.high)
+
+    @property
+    def prior_var(self) -> float:
+        """high^2 (EDM's choice; exact would be high^2 + sigma_data^2)."""
+        return self.high**2
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """Return c_in."""
+        return torch.rsqrt(sigma**2 + self.sigma_data**2)
+
+    def condition(self, sigma: Tensor) -> Tensor:
+        """Return c_noise."""
+        return sigma.log() / 4
+
+
+def edm_preconditioned(
+    network: Network,
+    sigma_data: float = 0.5,
+    *,
+    low: float = 0.002,
+    high: float = 80.0,
+    var: Variance = zero_variance,
+) -> Adapted:
+    """Adapt a network trained with EDM's preconditioning (EDM Table 1, last column).
+
+    `network(c_in x [B, *data], c_noise [B])` returns [B, *data]; sigma_data is the standard
+    deviation of the data, low..high the range of sigma it may be asked at.
+    """
+
+    def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
+        total = sigma**2 + sigma_data**2
+        return sigma_data**2 / total, sigma * sigma_data * torch.rsqrt(total)
+
+    return Adapted(network, EDM(sigma_data, low, high), coefficients, var)
+
+
+def _noise_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones_like(sigma), -sigma
+
+
+def _x0_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(sigma), torch.ones_like(sigma)
+
+
+def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    return 1 / (1 + sigma**2), -sigma * torch.rsqrt(1 + sigma**2)
+
+
+def _between(process: Process, interpolate: bool) -> Process:
+    return Interpolated(process) if interpolate and isinstance(process, NoiseLevels) else process
+
+
+def _needs_signal(process: Process, what: str) -> None:
+    if isinstance(process, NoiseLevels) and process.zero_terminal:
+        raise ValueError(
+            f"a network that predicts {what} cannot be used at zero terminal SNR: at the last "
+            f"level its input is pure noise and its output says nothing about x0; predict v or x0"
+        )
+
+
+def _dtype_of(network: Network, default: torch.dtype) -> torch.dtype:
+    """Return the dtype the network computes its interface in: that of its parameters."""
+    if isinstance(network, nn.Module):
+        for parameter in network.parameters():
+            if parameter.dtype in (torch.float32, torch.float64):
+                return parameter.dtype
+            return torch.float32
+    return default

@@ -1,0 +1,1 @@
+"""Grids, animations, plots and the self-contained HTML page; import the modules by name."""

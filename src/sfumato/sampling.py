@@ -1,0 +1,114 @@
+"""The sampling loop: a generator of steps. Bars, previews and stopping are the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sfumato.denoiser import Counted
+from sfumato.noise import F64, check_grid
+from sfumato.protocols import Denoise, Denoiser, Solver
+from sfumato.randomness import Noise, Purpose
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a solver did: x [B, *data] is now at sigma_next.
+
+    `x0` is the mean of the step's last denoiser call; `evaluations` counts all calls so far.
+    """
+
+    index: int
+    sigma: float
+    sigma_next: float
+    x: Tensor
+    x0: Tensor
+    evaluations: int
+
+
+def sample(
+    denoise: Denoise,
+    solver: Solver[State],
+    sigmas: Tensor | Sequence[float],
+    x: Tensor,
+    noise: Noise | None = None,
+) -> Iterator[Step]:
+    """Walk x [B, *data] from sigmas[0] along the grid, yielding every step.
+
+    x is float32 or float64, in data units, at noise level sigmas[0] (see `start_from_prior`); noise
+    may be None for deterministic solvers. Raises ValueError for a grid that is not strictly
+    monotone, ascends though the solver cannot invert, or leaves the trained range, and
+    FloatingPointError where the network returns NaN at the end of a step.
+    """
+    grid = torch.as_tensor(sigmas, dtype=F64, device="cpu")
+    check_grid(grid, may_ascend=solver.invertible)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the state must be float32 or float64, not {x.dtype}")
+    if isinstance(denoise, Denoiser):
+        denoise.range.check(grid)
+        denoise = denoise.on(grid)
+    return _walk(Counted(denoise), solver, grid, x, noise)
+
+
+@torch.no_grad()
+def _walk(
+    denoise: Counted, solver: Solver[State], grid: Tensor, x: Tensor, noise: Noise | None
+) -> Iterator[Step]:
+    state = solver.start(x, grid)
+    for index, (sigma, sigma_next) in enumerate(pairwise(grid)):
+        here = None if noise is None else noise.at(index)
+        x, state = solver.step(denoise, x, sigma, sigma_next, state, here)
+        x0 = x if denoise.last is None else denoise.last
+        yield Step(index, float(sigma), float(sigma_next), x, x0, denoise.evaluations)
+
+
+def start_from_prior(
+    denoise: Denoiser,
+    sigma: Tensor | float,
+    shape: Sequence[int],
+    noise: Noise,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw x [B, *shape] at the first level of a grid, B the number of noise's seeds.
+
+    At range.high this is the denoiser's prior; below, its excess over sigma^2 (1 for VP and DDPM, 0
+    for VE and EDM) is kept.
+    """
+    excess = float(denoise.prior.var) - denoise.range.high**2
+    std = (float(sigma) ** 2 + excess) ** 0.5
+    return std * noise.normal(shape, Purpose.START, dtype, device)
+
+
+def generate(
+    denoise: Denoiser,
+    solver: Solver[State],
+    sigmas: Tensor | Sequence[float],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """Yield finished images [<= batch, *shape], one for each seed, in order.
+
+    The network always runs on `batch` images, the last batch being padded, so that image i is the
+    same picture for any number of seeds. Raises ValueError where there are no seeds.
+    """
+    if not seeds:
+        raise ValueError("there is nothing to sample: ask for at least one image")
+    grid = torch.as_tensor(sigmas, dtype=F64, device="cpu")
+    for first in range(0, len(seeds), batch):
+        part = tuple(seeds[first : first + batch])
+        noise = Noise(part + part[-1:] * (batch - len(part)))
+        x = start_from_prior(denoise, grid[0], shape, noise, device=device)
+        for step in sample(denoise, solver, grid, x, noise):
+            x = step.x
+        yield x[: len(part)]

@@ -40,7 +40,8 @@ class Gaussian:
         ratio = torch.where(both_zero, torch.ones_like(ratio), ratio)
         gap = (self.mean - other.mean).square()
         distance = torch.where(gap == 0, torch.zeros_like(gap), gap / other.var)
-        return 0.5 * (ratio - 1 - ratio.log() + distance)
+        spread = torch.where(ratio.isinf(), ratio, ratio - 1 - ratio.log())
+        return 0.5 * (spread + distance)
 
     def log_mass(self, x: Tensor, half_bin: float, low: float = -1.0, high: float = 1.0) -> Tensor:
         """Return the log probability, in nats, of the bin around x, element by element.

@@ -6,7 +6,7 @@
 | x0                              | 0                 | 1                       |
 | v = (noise - sigma x0) / r      | 1 / r^2           | -sigma / r              |
 | mean of x_{t-1} (DDPM's mu)     | -k / (1 - k)      | r_s / (1 - k)           |
-| score of what it sees           | 1                 | scale sigma^2           |
+| score of what it sees (divided) | 1                 | scale sigma^2 (sigma)   |
 | EDM's F                         | sd^2 / (s^2+sd^2) | s sd / sqrt(s^2 + sd^2) |
 
 with r = sqrt(1 + sigma^2), k = (s / sigma)^2, s the level below sigma, r_s = 1 / scale(s). A
@@ -183,17 +183,24 @@ def predicts_mean(network: Network, levels: NoiseLevels, var: Variance = zero_va
 
 
 def predicts_score(
-    network: Network, process: Process, var: Variance = zero_variance, *, interpolate: bool = False
+    network: Network,
+    process: Process,
+    var: Variance = zero_variance,
+    *,
+    divided: bool = False,
+    interpolate: bool = False,
 ) -> Adapted:
     """Adapt a network that predicts the score of what it sees, scale(sigma) * x.
 
-    D = x + scale sigma^2 F (NCSN eq. 5; Score-SDE appendix; Tweedie's formula). Raises ValueError
-    at zero terminal SNR, where the score says nothing about x0.
+    D = x + scale sigma^2 F (NCSN eq. 5; Tweedie's formula). `divided` says that the score is the
+    network's output over the standard deviation of the noise it sees, scale * sigma (NCSNv2;
+    Score-SDE). Raises ValueError at zero terminal SNR, where the score says nothing about x0.
     """
     _needs_signal(process, "the score")
 
     def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(sigma), process.scale(sigma) * sigma**2
+        factor = sigma if divided else process.scale(sigma) * sigma**2
+        return torch.ones_like(sigma), factor
 
     return Adapted(network, _between(process, interpolate), coefficients, var)
 
@@ -263,7 +270,8 @@ def _between(process: Process, interpolate: bool) -> Process:
 
 
 def _needs_signal(process: Process, what: str) -> None:
-    if isinstance(process, NoiseLevels) and process.zero_terminal:
+    ladder = process.ladder if isinstance(process, Interpolated) else process
+    if isinstance(ladder, NoiseLevels) and ladder.zero_terminal:
         raise ValueError(
             f"a network that predicts {what} cannot be used at zero terminal SNR: at the last "
             f"level its input is pure noise and its output says nothing about x0; predict v or x0"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, runtime_checkable
+from inspect import getattr_static
+from typing import Protocol, TypeGuard, TypeVar
 
 from torch import Tensor
 
@@ -21,7 +22,6 @@ class Denoise(Protocol):
         ...
 
 
-@runtime_checkable
 class Denoiser(Protocol):
     """A network adapted once: the distribution of x0 given x, and where it may be asked."""
 
@@ -47,6 +47,16 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Gaussian:
         """Return the distribution of x0 [B, *data] given x; sigma [] or [B], in data units."""
         ...
+
+
+def is_denoiser(denoise: Denoise) -> TypeGuard[Denoiser]:
+    """Return whether this callable also tells its range and can be bound to a grid.
+
+    Unlike isinstance with a runtime-checkable protocol on Python 3.11 it evaluates no property:
+    `decoder_var` may raise, which is no reason to refuse sampling.
+    """
+    names = ("range", "prior", "decoder_var", "on")
+    return all(getattr_static(denoise, name, None) is not None for name in names)
 
 
 class Conditional(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Counted
 from sfumato.noise import F64, check_grid
-from sfumato.protocols import Denoise, Denoiser, Solver
+from sfumato.protocols import Denoise, Denoiser, Solver, is_denoiser
 from sfumato.randomness import Noise, Purpose
 
 State = TypeVar("State")
@@ -45,13 +45,14 @@ def sample(
     x is float32 or float64, in data units, at noise level sigmas[0] (see `start_from_prior`); noise
     may be None for deterministic solvers. Raises ValueError for a grid that is not strictly
     monotone, ascends though the solver cannot invert, or leaves the trained range, and
-    FloatingPointError where the network returns NaN at the end of a step.
+    FloatingPointError where x is no longer finite: after each step on a CPU, elsewhere only after
+    the last one, for a check synchronises with the device.
     """
     grid = torch.as_tensor(sigmas, dtype=F64, device="cpu")
     check_grid(grid, may_ascend=solver.invertible)
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the state must be float32 or float64, not {x.dtype}")
-    if isinstance(denoise, Denoiser):
+    if is_denoiser(denoise):
         denoise.range.check(grid)
         denoise = denoise.on(grid)
     return _walk(Counted(denoise), solver, grid, x, noise)
@@ -65,8 +66,21 @@ def _walk(
     for index, (sigma, sigma_next) in enumerate(pairwise(grid)):
         here = None if noise is None else noise.at(index)
         x, state = solver.step(denoise, x, sigma, sigma_next, state, here)
+        if x.device.type == "cpu" or index == len(grid) - 2:
+            _check_finite(x, sigma, sigma_next)
         x0 = x if denoise.last is None else denoise.last
         yield Step(index, float(sigma), float(sigma_next), x, x0, denoise.evaluations)
+
+
+def _check_finite(x: Tensor, sigma: Tensor, sigma_next: Tensor) -> None:
+    finite = x.isfinite().flatten(1).all(1) if x.ndim > 1 else x.isfinite()
+    if not finite.all():
+        images = (~finite).nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"x is not finite after the step from sigma {float(sigma):.6g} to "
+            f"{float(sigma_next):.6g}, in images {images} of the batch: the network returned NaN or "
+            f"infinity there or earlier; try float32 in place of a lower precision"
+        )
 
 
 def start_from_prior(

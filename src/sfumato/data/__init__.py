@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sfumato.data.arrays import InMemory
-    from sfumato.data.images import Images, Subset, as_arrays
+    from sfumato.data.images import Images, Subset
     from sfumato.data.loader import Batch, Batches, one_pass
     from sfumato.data.pixels import PixelFormat, from_model, to_model
+    from sfumato.data.reader import as_arrays
     from sfumato.data.save import default_suffix, save_image, save_images
     from sfumato.data.sources import open_images
 
@@ -37,7 +38,7 @@ _HOME = {
     "InMemory": "arrays",
     "Images": "images",
     "Subset": "images",
-    "as_arrays": "images",
+    "as_arrays": "reader",
     "Batch": "loader",
     "Batches": "loader",
     "one_pass": "loader",

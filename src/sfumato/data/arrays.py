@@ -1,4 +1,4 @@
-"""Images that come as one array: numpy arrays in memory, `.npy` (memory-mapped) and `.npz` files."""
+"""Images that come as one array: in memory, in a `.npy` (memory-mapped) or a `.npz`."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ class InMemory(Images):
         source: str = "array",
     ) -> None:
         array = np.asanyarray(array)
-        self.source, self._fit = source, fit
+        self.source = source
+        self._fit: Fit = fit
         self._dtype = _pixel_dtype(array, source)
         self._array = as_nchw(array, layout, source)
         if not len(array):
             raise DataError(f"{source}: expected at least one image, got an empty array")
-        have, *stored_size = self._array.shape[1:]
+        _, have, height, width = self._array.shape
         want = channels or have
         if not channels_convertible(have, want, alpha=False):
             raise DataError(
                 f"{source}: images of {have} channels cannot become images of {want}; only grey "
                 "and RGB convert into each other"
             )
-        shape = (want, *(size or (stored_size[0], stored_size[1])))
+        height, width = size or (height, width)
         if value_range is not None or self._dtype == "float32":
             value_range = self._checked_range(value_range)
-        self.format = pixel_format(shape, self._dtype, value_range)
+        self.format = pixel_format((want, height, width), self._dtype, value_range)
         self._as_stored = self.format.shape == self._array.shape[1:]
         self.resident = self._as_stored and not isinstance(array, np.memmap)
-        self.fingerprint = digest(
-            [repr((self._array.shape, self.format)).encode(), *_sample(array)]
-        )
+        identity = repr((self._array.shape, self.format, fit)).encode()
+        self.fingerprint = digest([identity, *_sample(array)])
         if labels is not None:
             self.labels, self.classes = checked_labels(labels, len(array), classes, source)
 
@@ -187,7 +187,9 @@ def _load(path: Path, mmap: bool) -> Any:
 
 
 def _pixel_dtype(array: NDArray[Any], where: str) -> Dtype:
-    name = "float32" if array.dtype in (np.float16, np.float32, np.float64) else array.dtype.name
+    name = array.dtype.name
+    if name in ("float16", "float64"):
+        name = "float32"
     for known in DTYPES:
         if name == known:
             return known

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from sfumato.data.arrays import InMemory
+from sfumato.data.files import Shaping
 from sfumato.data.idx import open_idx
 from sfumato.data.images import Images, Subset
 
@@ -32,10 +33,22 @@ CLASSES = (
 _IMAGES = Path(__file__).parent / "assets" / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
 
 
-def fashion_mnist(part: Literal["train", "test"]) -> Images:
-    """8,000 training or 2,000 held-out images, 1 x 28 x 28 uint8, with labels."""
-    array, labels = open_idx(_IMAGES, want_labels=True)
-    whole = InMemory(array, labels, CLASSES, source="fashion-mnist")
+def fashion_mnist(
+    part: Literal["train", "test"], shaping: Shaping | None = None, *, labels: bool = True
+) -> Images:
+    """8,000 training or 2,000 held-out images, 1 x 28 x 28 uint8 unless `shaping` says other."""
+    shaping = shaping or Shaping()
+    array, numbers = open_idx(_IMAGES, want_labels=labels)
+    whole = InMemory(
+        array,
+        numbers,
+        CLASSES if labels else (),
+        shaping.value_range,
+        size=shaping.size,
+        fit=shaping.fit,
+        channels=shaping.channels,
+        source="fashion-mnist",
+    )
     index = np.arange(len(whole))
     held_out = index % 5 == 4
     return Subset(whole, index[held_out if part == "test" else ~held_out], f"fashion-mnist:{part}")

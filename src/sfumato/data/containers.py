@@ -22,7 +22,7 @@ class Container(ABC):
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """The file, positioned at its start; safe in several threads; OSError if it will not open."""
+        """The file, at its start; OSError if it will not open. Safe in several threads."""
 
     @abstractmethod
     def size(self, name: str) -> int:

@@ -68,7 +68,7 @@ def decode(stream: BinaryIO, name: str, alpha: Alpha) -> NDArray[Any]:
 
 def _complaint(name: str, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{name} ({reason.replace(f' {name!r}', '')})"
+    return f"{name} ({reason})"
 
 
 class _Image:

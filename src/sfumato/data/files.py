@@ -75,6 +75,7 @@ class FileImages(Images):
                 value_range = float_range(low, high, self.source)
         self.skipped = tuple(complaints)
         self.format = pixel_format(self._shape, self._dtype, value_range)
+        self._full = self.format.levels == 1 << self.format.bits  # no value can be out of range
         self.fingerprint = digest(
             [f"{name} {container.size(name)}".encode() for name in self._names]
             + [repr((self.format, shaping)).encode()]
@@ -98,12 +99,11 @@ class FileImages(Images):
                 image = self._decode(name)
             except UnreadableImageError as error:
                 raise UnreadableImageError(str(error), int(i)) from error
-            low, high = image.min(), image.max()
-            if low < self.format.low or high > self.format.high:
+            if not self._full and (image.min() < self.format.low or image.max() > self.format.high):
                 raise DataError(
                     f"{self.source}: {name} was expected inside the range [{self.format.low:g}, "
-                    f"{self.format.high:g}], but it spans [{low:g}, {high:g}]; correct "
-                    "--range LOW HIGH"
+                    f"{self.format.high:g}], but it spans [{image.min():g}, {image.max():g}]; "
+                    "correct --range LOW HIGH"
                 )
             out[place] = image
         return out
@@ -160,7 +160,7 @@ def _common_shape(
     headers: Mapping[str, Header], shaping: Shaping, where: str
 ) -> tuple[tuple[int, int, int], Dtype]:
     """[C, H, W] and dtype of every image, or DataError with the kinds found and what to do."""
-    dtypes = Counter(header.dtype for header in headers.values())
+    dtypes: Counter[Dtype] = Counter(header.dtype for header in headers.values())
     if len(dtypes) > 1:
         raise DataError(
             f"{where}: expected one bit depth, found {_counts(dtypes, headers, 'dtype')}; "
@@ -199,7 +199,7 @@ def _common_shape(
 
 def _counts(counter: Counter[Any], headers: Mapping[str, Header], field: str) -> str:
     """`3 channels in 90 (a.png), 1 channels in 10 (b.png)`."""
-    first = {getattr(header, field): name for name, header in reversed(headers.items())}
+    first = {getattr(header, field): name for name, header in [*headers.items()][::-1]}
     unit = "" if field == "dtype" else f" {field}"
     return ", ".join(f"{v}{unit} in {n:,} ({first[v]})" for v, n in counter.most_common())
 

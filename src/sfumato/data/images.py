@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import cpu_count
 from typing import Any, TypeVar
 
@@ -106,27 +106,16 @@ class Subset(Images):
         return self._images.names(int(self._indices[i]))
 
 
-def as_arrays(images: Images) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """The whole set as raw [N, C, H, W] and labels [N] (or None); it must fit memory."""
-    out = np.empty((len(images), *images.format.shape), images.format.dtype)
-    for chunk, values in in_threads(lambda part: (part, images.read(part)), chunks(len(images))):
-        out[chunk] = values
-    return out, images.labels
-
-
-def chunks(count: int, size: int = 64) -> Iterator[NDArray[np.int64]]:
-    """0..count-1 in runs of at most `size`."""
-    for start in range(0, count, size):
-        yield np.arange(start, min(start + size, count))
-
-
-def in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map(work, items)` on a few threads, in order, holding only a few results at a time."""
-    workers = min(cpu_count() or 1, 8)
-    with ThreadPoolExecutor(workers, thread_name_prefix="sfumato-read") as pool:
-        queue = iter(items)
-        while group := list(islice(queue, 8 * workers)):
-            yield from pool.map(work, group)
+def in_threads(work: Callable[[T], R], items: Iterable[T], ahead: int = 64) -> Iterator[R]:
+    """`map(work, items)` on a few threads, in order, at most `ahead` results early."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(min(cpu_count() or 1, 8), "sfumato-read") as pool:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def check_share(bad: Sequence[str], total: int, where: str) -> None:

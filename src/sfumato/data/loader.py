@@ -12,17 +12,18 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from os import cpu_count
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.data.images import Images, UnreadableImageError, check_share, chunks
+from sfumato.data.images import Images, in_threads
 from sfumato.data.pixels import to_model
+from sfumato.data.reader import Reader, chunks
 from sfumato.errors import DataError
 
 CACHE_BYTES = 2 * 2**30
@@ -31,106 +32,32 @@ _ORDER, _MIRROR = 0, 1  # purposes of randomness
 
 @dataclass(frozen=True)
 class Batch:
-    """x: float32 [B, C, H, W] in [-1, 1]; labels: int64 [B] or None; index: int64 [B] in the set."""
+    """x: float32 [B, C, H, W] in [-1, 1]; labels: int64 [B] or None; index: int64 [B] in it."""
 
     x: Tensor
     labels: Tensor | None
     index: Tensor
 
 
-@dataclass(frozen=True)
-class Order:
-    """An independent shuffle of `count` images per epoch; position p is slot p % count of it."""
-
-    count: int
-    seed: int
-
-    def at(self, start: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Image indices and mirror bits (a fair coin) of positions start .. start + length - 1."""
-        index, mirror = np.empty(length, np.int64), np.empty(length, np.bool_)
-        done = 0
-        while done < length:
-            epoch, slot = divmod(start + done, self.count)
-            take = min(length - done, self.count - slot)
-            part = slice(slot, slot + take)
-            index[done : done + take] = self._rng(_ORDER, epoch).permutation(self.count)[part]
-            mirror[done : done + take] = self._rng(_MIRROR, epoch).random(self.count)[part] < 0.5
-            done += take
-        return index, mirror
-
-    def _rng(self, purpose: int, epoch: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, purpose, epoch))
+@lru_cache(maxsize=4)
+def _epoch(count: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A shuffle of `count` images and a fair coin for each, independent for every epoch."""
+    order = np.random.default_rng((seed, _ORDER, epoch)).permutation(count)
+    mirror = np.random.default_rng((seed, _MIRROR, epoch)).random(count) < 0.5
+    return order, mirror
 
 
-class Reader:
-    """Raw images by index, kept decoded while they fit `cache_bytes`, unreadable ones replaced.
+def stream(
+    count: int, seed: int, start: int, length: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Image indices and mirror bits of positions start .. start + length - 1 of the stream.
 
-    An unreadable file is replaced by the next readable image of the set, which again is a pure
-    function of the index; above 1 % of the set DataError.
+    Position p is slot p % count of the shuffle of epoch p // count.
     """
-
-    def __init__(self, images: Images, cache_bytes: int) -> None:
-        if not len(images):
-            raise DataError(f"{images.source}: expected at least one image, the set is empty")
-        self._images = images
-        self._cache: NDArray[Any] | None = None
-        if not images.resident and len(images) * images.format.nbytes <= cache_bytes:
-            self._cache = np.empty((len(images), *images.format.shape), images.format.dtype)
-        self._cached = np.zeros(len(images), np.bool_)
-        self._replaced: dict[int, int] = {}
-        self._broken: dict[int, str] = {}
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Files found unreadable, on opening or since."""
-        return (*self._images.skipped, *self._broken.values())
-
-    @property
-    def instant(self) -> bool:
-        """Whether nothing is left to decode."""
-        return self._images.resident or (self._cache is not None and bool(self._cached.all()))
-
-    def read(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Raw [n, C, H, W] and the indices they are really of. Safe in several threads."""
-        used = self._known(index)
-        cache = self._cache
-        if cache is None:
-            return self._decode(used)
-        missing = np.unique(used[~self._cached[used]])
-        if len(missing):
-            values, found = self._decode(missing)
-            cache[found] = values
-            self._cached[found] = True
-            self._cached[missing] = True  # the broken among them are never looked up again
-        used = self._known(used)
-        return cache[used], used
-
-    def _decode(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        while True:
-            try:
-                return self._images.read(index), index
-            except UnreadableImageError as error:
-                if error.index < 0:
-                    raise
-                self._replace(error.index, str(error))
-                index = self._known(index)
-
-    def _replace(self, broken: int, complaint: str) -> None:
-        self._broken[broken] = complaint
-        total = len(self._images) + len(self._images.skipped)
-        check_share(self.skipped, total, self._images.source)
-        self._replaced[broken] = (broken + 1) % len(self._images)
-
-    def _known(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Follow the replacements found so far."""
-        if not self._replaced:
-            return index
-        used = index.copy()
-        for place, i in enumerate(used):
-            while int(i) in self._replaced:
-                i = self._replaced[int(i)]
-            used[place] = i
-        return used
+    epochs = [_epoch(count, seed, e) for e in range(start // count, -(-(start + length) // count))]
+    here = slice(start % count, start % count + length)
+    order, mirror = (np.concatenate(parts)[here] for parts in zip(*epochs, strict=True))
+    return order, mirror
 
 
 class Batches(Iterator[Batch]):
@@ -173,7 +100,7 @@ class Batches(Iterator[Batch]):
         self.waited, self.busy = 0.0, 0.0
         self._images, self._flip, self._labels = images, flip, labels
         self._reader = Reader(images, cache_bytes)
-        self._order = Order(len(images), seed)
+        self._seed = seed
         workers = workers or min(cpu_count() or 1, 8)
         self._ahead = prefetch or workers + 1
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sfumato-load")
@@ -243,24 +170,27 @@ class Batches(Iterator[Batch]):
             self._submitted += self.batch_size
 
     def _make(self, start: int) -> Batch:
-        index, mirror = self._order.at(start, self.batch_size)
+        index, mirror = stream(len(self._images), self._seed, start, self.batch_size)
         raw, used = self._reader.read(index)
         x = to_model(raw, self._images.format)
         if self._flip:
-            x[torch.from_numpy(mirror)] = x[torch.from_numpy(mirror)].flip(-1)
+            chosen = torch.from_numpy(mirror)
+            x[chosen] = x[chosen].flip(-1)
         return _batch(self._images, x, used, self._labels)
 
 
 def one_pass(images: Images, batch_size: int, *, labels: bool = False) -> Iterator[Batch]:
     """Every image once, in order, the last batch as short as it comes; for measuring."""
     reader = Reader(images, cache_bytes=0)
-    for index in chunks(len(images), batch_size):
+
+    def make(index: NDArray[np.int64]) -> Batch:
         raw, used = reader.read(index)
-        yield _batch(images, to_model(raw, images.format), used, labels)
+        return _batch(images, to_model(raw, images.format), used, labels)
+
+    parts = chunks(len(images), batch_size)
+    yield from map(make, parts) if images.resident else in_threads(make, parts, ahead=2)
 
 
 def _batch(images: Images, x: Tensor, index: NDArray[np.int64], labels: bool) -> Batch:
-    chosen = (
-        torch.from_numpy(images.labels[index]) if labels and images.labels is not None else None
-    )
-    return Batch(x, chosen, torch.from_numpy(index))
+    classes = images.labels[index] if labels and images.labels is not None else None
+    return Batch(x, None if classes is None else torch.from_numpy(classes), torch.from_numpy(index))

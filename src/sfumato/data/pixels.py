@@ -34,7 +34,7 @@ class PixelFormat:
     def __post_init__(self) -> None:
         if min(self.channels, self.height, self.width) < 1:
             raise DataError(
-                f"an image needs at least one channel, row and column, but its shape is {self.shape}"
+                f"images need at least one channel, row and column, got shape {self.shape}"
             )
         if self.dtype not in DTYPES:
             raise DataError(f"pixel dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")

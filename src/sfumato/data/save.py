@@ -26,9 +26,9 @@ def default_suffix(fmt: PixelFormat) -> str:
     .png for 8 bits and 1 to 4 channels, for 16-bit grey, and with imagecodecs for 16-bit colour;
     else .tif with tifffile; else .npy. Two and four channels in a PNG are grey and RGB with alpha.
     """
-    if fmt.dtype != "float32" and fmt.channels <= 4:
-        if fmt.dtype == "uint8" or fmt.channels == 1 or _installed("imagecodecs"):
-            return ".png"
+    plain = fmt.dtype == "uint8" or fmt.channels == 1 or _installed("imagecodecs")
+    if fmt.dtype != "float32" and fmt.channels <= 4 and plain:
+        return ".png"
     return ".tif" if _installed("tifffile") else ".npy"
 
 

@@ -79,7 +79,7 @@ def _resize_band(band: NDArray[Any], size: tuple[int, int], box: Box) -> NDArray
     """One [H, W] band; 8-bit in integers, others through float32, clipped to the band's range."""
     wide = band if band.dtype == np.uint8 else band.astype(np.float32)
     picture = Image.fromarray(np.ascontiguousarray(wide))
-    scaled = np.asarray(picture.resize(size[::-1], Image.Resampling.LANCZOS, box))
+    scaled = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
     if band.dtype == np.uint8:
         return scaled
     scaled = scaled.clip(band.min(), band.max())  # Lanczos overshoots at edges

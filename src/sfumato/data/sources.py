@@ -11,7 +11,8 @@ from sfumato.data.containers import Archive, Folder
 from sfumato.data.decode import Alpha
 from sfumato.data.files import FileImages, Shaping
 from sfumato.data.idx import looks_like_idx, open_idx
-from sfumato.data.images import Images, Subset, as_arrays
+from sfumato.data.images import Images, Subset
+from sfumato.data.reader import as_arrays
 from sfumato.data.shaping import Fit
 from sfumato.errors import DataError
 
@@ -43,13 +44,14 @@ def open_images(
     MissingExtraError when a file needs tifffile or imagecodecs.
     """
     name, path = str(path), Path(path)
+    shaping = Shaping(size, fit, alpha, channels, value_range)
     if not path.exists():
-        return _builtin(name, Shaping(size, fit, alpha, channels, value_range), labels)
+        return _builtin(name, shaping, labels)
     if path.is_dir():
-        return FileImages(Folder(path), Shaping(size, fit, alpha, channels, value_range), labels)
+        return FileImages(Folder(path), shaping, labels)
     suffix = path.suffix.lower()
     if suffix == ".zip":
-        return FileImages(Archive(path), Shaping(size, fit, alpha, channels, value_range), labels)
+        return FileImages(Archive(path), shaping, labels)
     if suffix == ".npy":
         array, array_labels = open_npy(path, labels)
     elif suffix == ".npz":
@@ -84,21 +86,7 @@ def _builtin(name: str, shaping: Shaping, labels: bool) -> Images:
             f"no such data: {name}; {hint}expected a folder, .zip, .npy, .npz or IDX file, or the "
             f"built-in {' or '.join(BUILTIN)}"
         )
-    images = fashion_mnist("train" if name == BUILTIN[0] else "test")
-    if shaping == Shaping() and labels:
-        return images
-    array, array_labels = as_arrays(images)
-    return InMemory(
-        array,
-        array_labels if labels else None,
-        images.classes,
-        shaping.value_range,
-        layout="NCHW",
-        size=shaping.size,
-        fit=shaping.fit,
-        channels=shaping.channels,
-        source=name,
-    )
+    return fashion_mnist("train" if name == BUILTIN[0] else "test", shaping, labels=labels)
 
 
 def _neighbours(path: Path) -> list[str]:

@@ -19,33 +19,33 @@ from sfumato.errors import DataError
 
 
 class _Network(nn.Module):
-    """Three levels of two convolutions each, average pooling, one linear layer."""
+    """Four convolutions over two halvings, a 4 x 4 map kept (place matters), one linear layer."""
 
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for level in range(3):
-            outputs = width << level
-            for inputs, stride in ((channels, 1 if level == 0 else 2), (outputs, 1)):
-                layers += [
-                    nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-                    nn.BatchNorm2d(outputs),
-                    nn.ReLU(inplace=True),
-                ]
-            channels = outputs
-        self.body = nn.Sequential(*layers)
-        self.out = nn.Linear(channels, classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        return self.body(x).mean((2, 3))
+        def layer(inputs: int, outputs: int, halve: bool) -> list[nn.Module]:
+            pool = [nn.MaxPool2d(2, ceil_mode=True)] if halve else []
+            convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            return [convolution, *pool, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+        self.body = nn.Sequential(
+            *layer(channels, width, halve=True),
+            *layer(width, 2 * width, halve=False),
+            *layer(2 * width, 2 * width, halve=True),
+            *layer(2 * width, 4 * width, halve=False),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.drop = nn.Dropout(0.3)
+        self.out = nn.Linear(4 * width * 16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.features(x))
+        return self.out(self.drop(self.pool(self.body(x)).flatten(1)))
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier and FeatureExtractor; images [B, C, H, W] as uint8, uint16 or [-1, 1]."""
+    """A trained classifier, and a FeatureExtractor; images are uint8, uint16 or in [-1, 1]."""
 
     network: _Network
     classes: tuple[str, ...]
@@ -63,10 +63,9 @@ class Classifier:
     @property
     def name(self) -> str:
         """What it is, for the reader of a number."""
-        width = self.network.out.in_features
         return (
             f"small CNN trained on these {len(self.classes)} classes, "
-            f"{self.size[0]}x{self.size[1]} px, {width}-d pooled"
+            f"{self.size[0]}x{self.size[1]} px, 128-d pooled"
         )
 
     @property
@@ -80,8 +79,8 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Pooled features [B, F] of images [B, C, H, W]."""
-        return self.network.features(self._prepare(images))
+        """Pooled features [B, 128] of images [B, C, H, W]."""
+        return self.network.body(self._prepare(images)).mean((2, 3))
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, batch: int = 500) -> Tensor:
@@ -126,7 +125,8 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _Network(x.shape[1], len(classes))
-    _fit(network, (x - mean) / std, labels.long(), epochs, torch.Generator().manual_seed(seed))
+        # Inside as well: dropout can only draw from the global generator.
+        _fit(network, (x - mean) / std, labels.long(), epochs, torch.Generator().manual_seed(seed))
     made = Classifier(network, tuple(classes), mean, std, size, math.nan, len(held_out[0]))
     correct = made.probabilities(held_out[0]).argmax(1) == held_out[1]
     accuracy = float(correct.double().mean())
@@ -134,33 +134,24 @@ def train_classifier(
 
 
 def _fit(network: _Network, x: Tensor, labels: Tensor, epochs: int, draw: torch.Generator) -> None:
-    batch = max(1, min(100, len(x) // 4))
-    steps = epochs * math.ceil(len(x) / batch)
+    batch = max(2, min(100, len(x) // 4))
+    steps = epochs * (len(x) // batch)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.2
+    )
     network.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=draw).split(batch):
-            inputs = _shift(x[rows], draw).contiguous(memory_format=torch.channels_last)
+        # An incomplete last batch is left out: other images in every epoch.
+        for rows in torch.randperm(len(x), generator=draw).split(batch)[: len(x) // batch]:
+            inputs = x[rows].contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(network(inputs), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
     network.eval().requires_grad_(False)
-
-
-def _shift(x: Tensor, draw: torch.Generator, reach: int = 2) -> Tensor:
-    """Move the batch by up to `reach` pixels each way, repeating the border; half of it mirrored.
-
-    One move a batch costs nothing and helps as one an image does over several epochs.
-    """
-    top, left = (int(v) for v in torch.randint(0, 2 * reach + 1, (2,), generator=draw))
-    mirror = torch.rand(len(x), generator=draw) < 0.5
-    x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
-    padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
-    return padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
 
 
 def _to_float(images: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class ConvNorm(nn.Module):
         """Map [B, inputs, H, W] to [B, outputs, ceil(H / stride), ceil(W / stride)]."""
         stride, kernel = self.conv.stride[0], self.conv.kernel_size[0]
         if stride > 1:
-            rows, columns = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+            rows, columns = (
+                max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
+            )
             x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         x = self.norm(self.conv(x))
         return x if self.linear else F.relu6(x)
@@ -138,7 +140,9 @@ class EfficientNetFeatures:
     @property
     def name(self) -> str:
         """What the features are, for the reader of a number."""
-        return f"EfficientNet-Lite0 (ImageNet-1k), {self.size} px antialiased bicubic, 1280-d pooled"
+        return (
+            f"EfficientNet-Lite0 (ImageNet-1k), {self.size} px antialiased bicubic, 1280-d pooled"
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, 1280] of images [B, C, H, W], float in [-1, 1]."""
@@ -176,7 +180,7 @@ def efficientnet_features() -> EfficientNetFeatures:
 
 
 def our_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The wheel's state dict under this module's names; keys it does not know are left as they are."""
+    """The wheel's state dict under this module's names; unknown keys are left as they are."""
     outer = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv"}
     outer |= {"_bn1": "head.norm", "_fc": "classes"}
     inner = {"_expand_conv": "expand.conv", "_bn0": "expand.norm"}

@@ -122,7 +122,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def _trace_root_product(ca: Float64, cb: Float64) -> float:
     """tr (ca^(1/2) cb ca^(1/2))^(1/2) for symmetric positive semi-definite matrices [F, F]."""
     values, vectors = np.linalg.eigh(ca)
-    # Rounding leaves noise of this size where the true eigenvalue is 0 (fewer images than features).
+    # Rounding leaves noise of this size where the true eigenvalue is 0 (n below F).
     kept = values > values.max(initial=0.0) * len(values) * np.finfo(np.float64).eps
     root = vectors[:, kept] * np.sqrt(values[kept])
     product = root.T @ cb @ root

@@ -18,7 +18,7 @@ def nearest(
 
     Both are [n, *data], pixels or features. Distance: root mean square over the values of a row, so
     it does not grow with the size of the image (for pixels in [-1, 1]: 2 is black against white).
-    At most `chunk` reference rows are compared with 1024 samples at once. Ties: the lower index.
+    At most `chunk` reference rows are compared with 1024 samples at once.
     """
     a, b = samples.flatten(1), reference.flatten(1)
     if a.shape[1] != b.shape[1] or not len(b):
@@ -53,7 +53,7 @@ def _nearest_rows(rows: Tensor, reference: Tensor, k: int, chunk: int) -> tuple[
         indices = indices.gather(1, best)
     indices = indices.sort(1).values
     columns = [(reference[column].float() - rows).square().mean(1) for column in indices.T]
-    exact, order = torch.stack(columns, 1).sqrt().sort(1, stable=True)
+    exact, order = torch.stack(columns, 1).sqrt().sort(dim=1, stable=True)
     return exact[:, :k], indices.gather(1, order[:, :k])
 
 
@@ -84,7 +84,7 @@ class MemorisationTest:
 
     @property
     def ratio(self) -> float:
-        """Median distance to training over median distance to held-out images: 1 without memorising."""
+        """Median distance to training over that to held-out images: 1 without memorising."""
         held_out = float(self.held_out_distances.median())
         training = float(self.training_distances.median())
         if held_out == 0:
@@ -104,7 +104,9 @@ def memorisation_test(samples: Tensor, training: Tensor, held_out: Tensor) -> Me
     size = min(len(training), len(held_out))
     near_training, _ = nearest(samples, training[_spread(len(training), size)])
     near_held_out, _ = nearest(samples, held_out[_spread(len(held_out), size)])
-    return MemorisationTest(distances[:, 0], indices[:, 0], near_training[:, 0], near_held_out[:, 0])
+    return MemorisationTest(
+        distances[:, 0], indices[:, 0], near_training[:, 0], near_held_out[:, 0]
+    )
 
 
 def _spread(total: int, size: int) -> Tensor:

@@ -118,12 +118,12 @@ class Network(nn.Module):
         return x, image
 
     def join_encoder(self, index: int, x: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a subclass has a second path down: x with it added, and what the path goes on with."""
+        """Where a subclass adds a second path down: x, and what the path goes on with."""
         del index
         return x, extra
 
     def join_decoder(self, index: int, x: Tensor, image: Tensor | None) -> Tensor | None:
-        """Where a subclass has a second path up: the image so far, at the next level's size."""
+        """Where a subclass adds a second path up: the image so far, at the next size."""
         del index, x
         return image
 
@@ -144,9 +144,8 @@ class Network(nn.Module):
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         width, skips = stem, list[int]()
         for index, (outputs, attend) in enumerate(zip(channels, attention, strict=True)):
-            first = (
-                self.down(width, style) if index else Conv(self.in_channels, stem, 3, style.init)
-            )
+            conv = None if index else Conv(self.in_channels, stem, 3, style.init)
+            first = conv or self.down(width, style)
             inputs = [width] + [outputs] * (blocks - 1)
             self.encoder.append(
                 Level([first], (Block(n, outputs, style, attention=attend) for n in inputs))
@@ -205,7 +204,7 @@ class Network(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: modules that enter it (the first convolution or a resampling), then blocks."""
+    """One resolution: modules that enter it (first convolution or resampling), then blocks."""
 
     def __init__(self, entry: Iterable[nn.Module], blocks: Iterable[Block]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The residual block, with optional resampling and self-attention, that all networks are made of."""
+"""The residual block, with optional resampling and self-attention, of all networks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sfumato.networks.layers import (
     Resample,
     dropout,
     largest_divisor,
+    layout_of,
 )
 
 Resolution = Literal["same", "up", "down"]
@@ -114,4 +115,5 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, HW, C / heads]
         h = h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        h = h.contiguous(memory_format=layout_of(x))
         return self.proj(h, gain=self.scale).add(x, alpha=self.scale)

@@ -60,7 +60,7 @@ class UNetConfig:
         taps = self.resample_filter
         if not taps or len(taps) % 2 or sum(taps) == 0:
             raise ConfigError(
-                f"resample_filter needs an even number of taps with a sum other than 0, got {taps}; "
+                f"resample_filter needs an even number of taps that do not cancel, got {taps}; "
                 "use (1, 1) or (1, 3, 3, 1)"
             )
 

@@ -17,14 +17,14 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, endpoint: bool, sine_first: bool) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.last = max(self.half - int(endpoint), 1)
+        self.count = channels // 2
+        self.last = max(self.count - int(endpoint), 1)
         self.sine_first = sine_first
 
     def forward(self, label: Tensor) -> Tensor:
         """Features [B, channels] of labels [B], in the labels' dtype."""
-        # Computed in place of a buffer, so that a network turned to float64 has float64 frequencies.
-        j = torch.arange(self.half, device=label.device, dtype=label.dtype)
+        # Not a buffer: a network turned to float64 gets float64 frequencies.
+        j = torch.arange(self.count, device=label.device, dtype=label.dtype)
         angle = torch.outer(label, torch.exp(-math.log(10000) / self.last * j))
         return _waves(angle, self.sine_first)
 

@@ -84,7 +84,7 @@ class Conv(nn.Module):
             init(self.weight, self.bias, inputs * kernel**2, outputs * kernel**2)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Gain times the convolution of [B, inputs, H, W]; scaling weights is cheaper than images."""
+        """Gain times the convolution of [B, inputs, H, W] (scaling weights, not images)."""
         weight, bias = self.weight, self.bias
         if gain != 1:
             weight, bias = weight * gain, bias * gain
@@ -115,7 +115,16 @@ class GroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised [B, C, H, W] in the same dtype and layout."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+            # torch's channels_last kernel for 16 bits is not vectorised: two copies are 6x faster.
+            y = F.group_norm(x.contiguous(), self.groups, weight, bias, self.eps)
+            return y.contiguous(memory_format=layout_of(x))
         return F.group_norm(x, self.groups, weight, bias, self.eps)
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """How an image batch lies in memory, by its strides (so that it can be asked within vmap)."""
+    return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
 
 
 def largest_divisor(n: int, at_most: int) -> int:

@@ -97,10 +97,9 @@ class UNet(Network):
         """Features of the noise level plus maps of the labels, through two layers: [B, E]."""
         h = self.features(noise_label)
         if self.map_label is not None:
-            if class_labels is None:
-                class_labels = h.new_zeros(len(h), self.classes)
-            # sqrt(classes) gives a one-hot row unit variance (EDM).
-            h = h + self.map_label(self.drop_labels(class_labels) * self.classes**0.5)
+            labels = h.new_zeros(len(h), self.classes) if class_labels is None else class_labels
+            # sqrt(classes) gives a one-hot row unit variance (EDM). No class is a row of zeros.
+            h = h + self.map_label(self.drop_labels(labels) * self.classes**0.5)
         if self.map_augment is not None and augment_labels is not None:
             h = h + self.map_augment(augment_labels)
         return F.silu(self.map1(F.silu(self.map0(h))))

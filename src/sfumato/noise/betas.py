@@ -15,8 +15,8 @@ def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> T
 
     Raises ValueError below 21 steps, where the last beta would reach 1.
     """
-    scale = 1000 / steps
-    if steps < 1 or scale * end >= 1:
+    scale = 1000 / max(steps, 1)
+    if scale * end >= 1:
         raise ValueError(
             f"linear betas need more than {math.floor(1000 * end)} steps for beta < 1, "
             f"not {steps}; cosine_betas works for any number"

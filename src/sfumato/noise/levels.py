@@ -80,7 +80,8 @@ class NoiseLevels:
     def from_betas(cls, betas: Tensor) -> NoiseLevels:
         """Make a ladder from DDPM's betas: sigma^2 = 1 / abar - 1, abar the product of 1 - beta.
 
-        A last beta of 1 (zero terminal SNR) becomes the finite level ZERO_SNR_SIGMA.
+        A last beta of 1 (zero terminal SNR) becomes the finite level ZERO_SNR_SIGMA, or four times
+        the level below where that is higher.
         Raises ValueError unless 0 < beta <= 1, with 1 only at the end.
         """
         betas = betas.to(F64)
@@ -90,7 +91,7 @@ class NoiseLevels:
         log_abar = torch.log1p(-betas).cumsum(0)
         sigma = torch.expm1(-log_abar).sqrt()
         if zero_terminal:
-            sigma[-1] = ZERO_SNR_SIGMA
+            sigma[-1] = max([ZERO_SNR_SIGMA, *(4 * sigma[-2:-1]).tolist()])
         return cls(sigma, zero_terminal=zero_terminal)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,8 +20,8 @@ class Ancestral:
     On a sub-sequence with `unit_gaussian` it is the sigma-hat sampler of DDIM's Table 1.
     """
 
-    order: int = 1
-    invertible: bool = False
+    order: ClassVar[int] = 1
+    invertible: ClassVar[bool] = False
 
     def start(self, x: Tensor, sigmas: Tensor) -> None:
         """Return no state."""
@@ -51,7 +52,7 @@ class DDIM:
     """
 
     eta: float = 0.0
-    order: int = 1
+    order: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,8 +16,8 @@ from sfumato.randomness import Noise
 class Euler:
     """Euler's method: order 1, one evaluation a step. It is DDIM with eta = 0 (DDIM eq. 13)."""
 
-    order: int = 1
-    invertible: bool = True
+    order: ClassVar[int] = 1
+    invertible: ClassVar[bool] = True
 
     def start(self, x: Tensor, sigmas: Tensor) -> None:
         """Return no state."""
@@ -44,8 +45,8 @@ class Heun:
     """
 
     alpha: float = 1.0
-    order: int = 2
-    invertible: bool = True
+    order: ClassVar[int] = 2
+    invertible: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:

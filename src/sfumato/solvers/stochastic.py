@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -40,10 +40,10 @@ class Churn(Generic[State]):
     low: float = 0.0
     high: float = math.inf
     inflation: float = 1.0
-    invertible: bool = False
+    invertible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.amount < 0 or self.low > self.high or self.inflation <= 0:
+        if not (self.amount >= 0 and self.low <= self.high and self.inflation > 0):
             raise ValueError(
                 "churn needs amount >= 0, low <= high and inflation > 0, not "
                 f"amount={self.amount}, low={self.low}, high={self.high}, "

@@ -1,0 +1,78 @@
+"""The command line: one module a verb; strings become values here and in recipes, nowhere else.
+
+Nothing here imports torch before a verb has understood its arguments, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "train a model on your images",
+    "sample": "draw new images from a trained model",
+    "info": "say what a run, checkpoint or set of images is",
+    "demo": "train on real images and write a report, in minutes",
+}
+
+_USAGE = "usage: sfumato VERB [OPTIONS]    (sfumato VERB --help tells a verb's options)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0 done, 1 bad input, 2 bad usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"sfumato {_version()}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"sfumato: unknown verb {verb!r}{hint}\n\n{_overview()}", file=sys.stderr)
+        return 2
+    from sfumato.errors import ConfigError, SfumatoError
+
+    try:
+        module = importlib.import_module(f"sfumato.cli.{verb}")
+        return module.run(arguments[1:])
+    except ConfigError as error:
+        print(f"sfumato {verb}: {error}", file=sys.stderr)
+        return 2
+    except (SfumatoError, ValueError, FloatingPointError) as error:
+        print(f"sfumato {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nsfumato {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _overview() -> str:
+    lines = [
+        f"sfumato {_version()}: diffusion models for your own images.",
+        "",
+        _USAGE,
+        "",
+        *(f"  {verb:<10} {what}" for verb, what in VERBS.items()),
+        "",
+        "A first run:",
+        "  sfumato demo",
+        "  sfumato train edm-tiny --data FOLDER --size 32 32 --minutes 10",
+        "  sfumato sample runs/edm-tiny -n 64",
+    ]
+    return "\n".join(lines)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sfumato")
+    except PackageNotFoundError:
+        return "(not installed)"

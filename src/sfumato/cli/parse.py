@@ -1,0 +1,39 @@
+"""Parsing with tyro, and what every verb prints the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+Options = TypeVar("Options")
+
+
+def parse(
+    cls: type[Options],
+    arguments: Sequence[str],
+    verb: str,
+    description: str,
+    default: Options | None = None,
+) -> Options:
+    """Return `cls` filled in from the arguments; prints help or a usage error and exits for others."""
+    config = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(
+        cls,
+        prog=f"sfumato {verb}",
+        description=description,
+        args=list(arguments),
+        default=default if default is not None else tyro.MISSING_NONPROP,
+        config=config,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,181 @@
+"""`sfumato train RECIPE --data FOLDER`: train, with progress, to a run folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+
+from sfumato.cli.parse import duration, parse
+from sfumato.errors import ConfigError
+from sfumato.recipes.config import Recipe, difference
+from sfumato.recipes.presets import SUMMARIES, names, recipe
+from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `sfumato train RECIPE`."""
+
+    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
+    """Images."""
+    run: Annotated[Bookkeeping, tyro.conf.arg(name="")] = field(default_factory=Bookkeeping)
+    """Bookkeeping."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    """Recipe."""
+    out: Path | None = None
+    """The run's folder; runs/RECIPE (runs/RECIPE-2, ...) if not given."""
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Options of `sfumato train --resume RUN`: the rest is as the run was started."""
+
+    resume: Path
+    """The run's folder."""
+    images: int | None = None
+    """Train on, up to so many images in all."""
+    minutes: float | None = None
+    """Train on, up to so many minutes in all."""
+    threads: int | None = None
+    """CPU threads; as before if not given (another number changes the last bits)."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse the arguments, train, and say where the run is."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if any(item == "--resume" or item.startswith("--resume=") for item in arguments):
+        return _resume(arguments)
+    name, rest = arguments[0], arguments[1:]
+    if name.startswith("-"):
+        raise ConfigError(
+            f"name a recipe first, for example: sfumato train edm-tiny {' '.join(arguments)}\n"
+            f"Recipes: {', '.join(names())}"
+        )
+    preset = recipe(name)
+    options = parse(
+        TrainOptions,
+        rest,
+        f"train {name}",
+        f"{SUMMARIES[name.removesuffix('-tiny')]}. Every field of the recipe is an option.",
+        default=TrainOptions(recipe=preset),
+    )
+    if not options.data.data:
+        raise ConfigError(
+            "say what to train on: --data FOLDER (a folder or zip of images, .npy, .npz, IDX), "
+            "or --data fashion-mnist:train for the built-in images"
+        )
+    folder = options.out or free_folder(Path("runs") / name)
+    changed = difference(options.recipe, preset)
+    print(f"recipe {name}" + (f" with {_pairs(changed)}" if changed else ""))
+    return train(RunConfig(options.recipe, options.data, options.run), folder, resume=False)
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    if not arguments[0].startswith("-"):
+        raise ConfigError("--resume takes the recipe from the run: leave out the recipe's name")
+    options = parse(ResumeOptions, arguments, "train", "Continue a run where it stopped.")
+    config = RunConfig.read(options.resume / "config.toml")
+    if options.images is not None:
+        config = replace(config, recipe=replace(config.recipe, images=options.images))
+    if options.minutes is not None:
+        config = replace(config, run=replace(config.run, minutes=options.minutes))
+    if options.threads is not None:
+        config = replace(config, run=replace(config.run, threads=options.threads))
+    return train(config, options.resume, resume=True)
+
+
+def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
+    """Run the training with a progress bar; Ctrl-C and SIGTERM stop it after the current step."""
+    from tqdm import tqdm
+
+    from sfumato.recipes.run import Run
+
+    with _stop_on_signal() as stopped:
+        session = Run.open(config, folder, resume=resume, say=print)
+        with tqdm(
+            total=session.total_images, initial=session.images, unit="image", smoothing=0.05
+        ) as bar:
+            for event in session.steps():
+                if event.message:
+                    bar.write(event.message)
+                bar.update(event.images - bar.n)
+                if event.step % 10 == 0:
+                    bar.set_postfix_str(_postfix(event.loss, session.seconds_left), refresh=False)
+                if stopped():
+                    session.interrupt()
+    if session.interrupted:
+        print(f"stopped at image {session.images:,}; to continue: "
+              f"sfumato train --resume {folder}")  # fmt: skip
+        return 130
+    print(f"trained on {session.images:,} images in {duration(session.seconds)}")
+    print(f"to sample: sfumato sample {folder} -n 64")
+    if config.run.report:
+        page = session.write_report(say=print)
+        print(f"report: {page}")
+    print(f"run: {folder}")
+    return 0
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Any]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second SIGINT interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("\nstopping after this step (once more to stop at once) ...", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def free_folder(wanted: Path) -> Path:
+    """Return the folder, or the first of wanted-2, wanted-3, ... that does not exist yet."""
+    folder, count = wanted, 1
+    while folder.exists():
+        count += 1
+        folder = wanted.with_name(f"{wanted.name}-{count}")
+    return folder
+
+
+def _postfix(loss: float, seconds_left: float | None) -> str:
+    left = "" if seconds_left is None else f", {duration(seconds_left)} left"
+    return f"loss {loss:.4f}{left}"
+
+
+def _pairs(changed: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in changed.items())
+
+
+def _overview() -> str:
+    width = max(len(name) for name in SUMMARIES) + 2
+    return "\n".join(
+        [
+            "usage: sfumato train RECIPE --data FOLDER [OPTIONS]",
+            "       sfumato train --resume RUN",
+            "       sfumato train RECIPE --help       (all options, with the recipe's values)",
+            "",
+            "Recipes (add -tiny for a version that trains in minutes on a CPU):",
+            *(f"  {name:<{width}}{text}" for name, text in SUMMARIES.items()),
+            "",
+            "For example:",
+            "  sfumato train edm-tiny --data photos/ --size 32 32 --minutes 10",
+            "  sfumato train edm-tiny --data fashion-mnist:train --classes --minutes 5",
+        ]
+    )

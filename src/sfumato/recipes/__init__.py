@@ -1,0 +1,1 @@
+"""Whole experiments as values, and the code that turns them into runs."""

@@ -1,0 +1,244 @@
+"""From a recipe's names to working values: the only place where those strings are interpreted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.denoiser import Clipped
+from sfumato.errors import ConfigError
+from sfumato.networks.base import Network
+from sfumato.networks.build import build_network
+from sfumato.noise import (
+    F64,
+    VE,
+    VP,
+    NoiseLevels,
+    SubVP,
+    constant_betas,
+    cosine_betas,
+    geometric,
+    iddpm,
+    karras,
+    linear_betas,
+    quadratic,
+    quadratic_betas,
+    scaled_linear_betas,
+    sigmoid_betas,
+    uniform,
+    vp,
+    zero_terminal_snr,
+)
+from sfumato.parameterization import (
+    Adapted,
+    Process,
+    edm_preconditioned,
+    predicts_mean,
+    predicts_noise,
+    predicts_score,
+    predicts_v,
+    predicts_x0,
+    unit_gaussian,
+    zero_variance,
+)
+from sfumato.protocols import Denoiser, Solver
+from sfumato.recipes.config import ProcessConfig, Recipe, SamplerConfig
+from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
+from sfumato.training.ema import Constant, HalfLife
+from sfumato.training.noise_sampling import LogNormal, LogUniform, UniformLevels, UniformTime
+from sfumato.training.objectives import (
+    Bound,
+    DataWeight,
+    EDMWeight,
+    MinSNR,
+    Objective,
+    Simple,
+    VWeight,
+)
+from sfumato.training.optimizer import LearningRate
+
+_BETAS = {
+    "linear": linear_betas,
+    "quadratic": quadratic_betas,
+    "scaled-linear": scaled_linear_betas,
+    "cosine": cosine_betas,
+    "sigmoid": sigmoid_betas,
+    "constant": constant_betas,
+}
+AUGMENT_LABELS = 9
+
+
+def process_of(config: ProcessConfig) -> Process | None:
+    """Return the process, or None for EDM, whose preconditioning is its own."""
+    match config.kind:
+        case "edm":
+            return None
+        case "ladder":
+            betas = _BETAS[config.betas](config.steps)
+            return NoiseLevels.from_betas(
+                zero_terminal_snr(betas) if config.zero_terminal_snr else betas
+            )
+        case "ncsn":
+            return NoiseLevels.geometric(config.steps, config.low, config.high)
+        case "vp":
+            return VP()
+        case "subvp":
+            return SubVP()
+        case "ve":
+            return VE(config.low, config.high)
+
+
+def network_of(
+    recipe: Recipe, shape: tuple[int, int, int], classes: int, *, device: str = "cpu"
+) -> Network:
+    """Build the network for images of `shape` (channels, height, width), seeded by the recipe."""
+    channels, height, width = shape
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(recipe.seed)
+        network = build_network(
+            recipe.network,
+            in_channels=channels,
+            out_channels=channels,
+            height=height,
+            width=width,
+            classes=classes,
+            augment_labels=AUGMENT_LABELS if recipe.augment > 0 else 0,
+        )
+    return network.to(device)
+
+
+def adapt(recipe: Recipe, network: Network) -> Adapted:
+    """Adapt the network to a denoiser; the recipe's sigma_data must be known."""
+    config = recipe.process
+    var = unit_gaussian if recipe.variance == "unit-gaussian" else zero_variance
+    process = process_of(config)
+    if process is None:
+        if config.sigma_data is None:
+            raise ConfigError("process.sigma_data is not known yet: measure it on the training set")
+        return edm_preconditioned(
+            network, config.sigma_data, low=config.low, high=config.high, var=var
+        )
+    match recipe.predicts:
+        case "noise":
+            return predicts_noise(network, process, var)
+        case "x0":
+            return predicts_x0(network, process, var)
+        case "v":
+            return predicts_v(network, process, var)
+        case "score":
+            return predicts_score(network, process, var, divided=True)
+        case _:
+            assert isinstance(process, NoiseLevels)
+            return predicts_mean(network, process, var)
+
+
+def objective_of(recipe: Recipe, half_bin: float) -> Objective:
+    """Return the objective; `half_bin` is half a pixel step in [-1, 1] units (for the bound)."""
+    match recipe.objective:
+        case "simple":
+            return Simple()
+        case "edm":
+            return EDMWeight(recipe.process.sigma_data or 0.5)
+        case "v":
+            return VWeight()
+        case "x0":
+            return DataWeight()
+        case "min-snr":
+            return MinSNR(recipe.min_snr)
+        case "bound":
+            levels = process_of(recipe.process)
+            assert isinstance(levels, NoiseLevels)
+            return Bound(levels, half_bin)
+
+
+def distribution_of(
+    recipe: Recipe,
+) -> LogNormal | UniformLevels | UniformTime | LogUniform:
+    """Return the distribution that training draws noise levels from."""
+    process = process_of(recipe.process)
+    if isinstance(process, NoiseLevels):
+        return UniformLevels(process)
+    if recipe.noise.draws == "time" and isinstance(process, VP | SubVP):
+        return UniformTime(process)
+    if recipe.noise.draws == "log-uniform":
+        return LogUniform(recipe.process.low, recipe.process.high)
+    return LogNormal(recipe.noise.mean, recipe.noise.std)
+
+
+def ema_of(recipe: Recipe) -> HalfLife | Constant:
+    """Return the rule of the moving average."""
+    if recipe.ema.kind == "constant":
+        return Constant(recipe.ema.decay)
+    return HalfLife(recipe.ema.halflife_images, recipe.ema.ramp_up)
+
+
+def learning_rate_of(recipe: Recipe) -> LearningRate:
+    """Return the learning rate as a function of images."""
+    o = recipe.optimizer
+    return LearningRate(o.learning_rate, o.ramp_images, o.decay, recipe.images)
+
+
+def solver_of(config: SamplerConfig) -> Solver[object]:
+    """Return the solver, wrapped in churn where asked."""
+    solver: Solver[object]
+    match config.solver:
+        case "heun":
+            solver = Heun(config.alpha)
+        case "euler":
+            solver = Euler()
+        case "ddim":
+            solver = DDIM(config.eta)
+        case "ancestral":
+            solver = Ancestral()
+    if config.eta and config.solver != "ddim":
+        raise ConfigError(f"eta belongs to the ddim solver, not to {config.solver}")
+    if config.churn:
+        if config.solver in ("ddim", "ancestral"):
+            raise ConfigError(f"churn wraps heun or euler, not {config.solver}")
+        solver = Churn(solver, config.churn, config.churn_low, config.churn_high, config.churn_noise)
+    return solver
+
+
+def grid_of(config: SamplerConfig, denoise: Denoiser) -> Tensor:
+    """Return the grid within the denoiser's trained range; on a ladder it is rounded to its levels.
+
+    Raises ConfigError for a ladder's grid without a ladder, or too many steps for one.
+    """
+    limits = denoise.range
+    low = limits.low if config.sigma_min is None else config.sigma_min
+    high = limits.high if config.sigma_max is None else config.sigma_max
+    if config.grid in ("uniform", "quadratic", "all"):
+        if limits.levels is None:
+            raise ConfigError(
+                f"the grid {config.grid} is a sub-sequence of a ladder, and this model has none: "
+                "choose karras, vp, ve, iddpm or geometric"
+            )
+        total = len(limits.levels)
+        count = total if config.grid == "all" else config.steps
+        if not 1 <= count <= total:
+            raise ConfigError(f"this model's ladder has 1 to {total} steps, not {count}")
+        indices = (quadratic if config.grid == "quadratic" else uniform)(total, count)
+        return torch.cat([limits.levels[indices].flip(0), torch.zeros(1, dtype=F64)])
+    match config.grid:
+        case "karras":
+            grid = karras(config.steps, low, high, config.rho)
+        case "vp":
+            grid = vp(config.steps)
+        case "iddpm":
+            grid = iddpm(config.steps)
+        case _:
+            grid = geometric(config.steps, low, high)
+    return _fit(grid, denoise)
+
+
+def _fit(grid: Tensor, denoise: Denoiser) -> Tensor:
+    """Cap a named grid at the trained range and round it to a ladder's levels, without repeats."""
+    limits = denoise.range
+    inner = limits.snap(grid[:-1].clamp(limits.low, limits.high))
+    inner = inner[torch.cat([torch.ones(1, dtype=torch.bool), inner.diff() < 0])]
+    return torch.cat([inner, torch.zeros(1, dtype=F64)])
+
+
+def sampler_denoiser(config: SamplerConfig, denoise: Denoiser) -> Denoiser:
+    """Return the denoiser as the sampler asks it: clipped where the configuration says so."""
+    return Clipped(denoise) if config.clip else denoise

@@ -1,0 +1,267 @@
+"""A whole experiment as plain, frozen values: every field is a command-line option and a line of TOML.
+
+No torch here, so that `--help` answers quickly. `build` turns these names into working values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import cattrs
+import tyro
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+
+from sfumato.errors import ConfigError
+from sfumato.networks.config import ADMConfig, UNetConfig
+
+ProcessKind = Literal["edm", "ladder", "vp", "subvp", "ve", "ncsn"]
+Predicts = Literal["edm", "noise", "x0", "v", "mean", "score"]
+Betas = Literal["linear", "quadratic", "scaled-linear", "cosine", "sigmoid", "constant"]
+ObjectiveName = Literal["edm", "simple", "bound", "v", "x0", "min-snr"]
+Draws = Literal["log-normal", "levels", "time", "log-uniform"]
+SolverName = Literal["heun", "euler", "ddim", "ancestral"]
+GridName = Literal["karras", "vp", "ve", "iddpm", "geometric", "uniform", "quadratic", "all"]
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The noise levels the network knows, and how it sees them."""
+
+    kind: ProcessKind = "edm"
+    """edm, a ladder made from betas (DDPM), Score-SDE's vp, subvp or ve, or ncsn's geometric ladder."""
+    steps: int = 1000
+    """Levels of a ladder (ladder, ncsn)."""
+    betas: Betas = "linear"
+    """Betas of a ladder."""
+    zero_terminal_snr: bool = False
+    """Rescale the betas so that the last level is pure noise (needs predicts v or x0)."""
+    low: float = 0.002
+    """Lowest sigma (edm, ve, ncsn)."""
+    high: float = 80.0
+    """Highest sigma (edm, ve, ncsn)."""
+    sigma_data: float | None = None
+    """Standard deviation of the data in [-1, 1] units (edm); measured on the training set if unset."""
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How training draws noise levels."""
+
+    draws: Draws = "log-normal"
+    """log-normal sigma, uniform over a ladder's levels, uniform in time (vp, subvp), or in ln sigma."""
+    mean: float = -1.2
+    """Mean of ln sigma (log-normal): EDM's P_mean."""
+    std: float = 1.2
+    """Standard deviation of ln sigma (log-normal): EDM's P_std."""
+    antithetic: bool = True
+    """Spread the levels of a batch evenly over the distribution."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam and its schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    ramp_images: int = 10_000_000
+    """Images over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """What the learning rate does after the ramp, over the whole training."""
+    beta2: float = 0.999
+    """Adam's second moment decay."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """The moving average of the weights that samples are drawn with."""
+
+    kind: Literal["half-life", "constant"] = "half-life"
+    """EDM's half-life in images with ramp-up, or DDPM's constant decay per step."""
+    halflife_images: int = 500_000
+    """Half-life in images (half-life)."""
+    ramp_up: float = 0.05
+    """Half-life is at most this share of the images seen (half-life)."""
+    decay: float = 0.9999
+    """Decay per step (constant)."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How the run samples unless told otherwise."""
+
+    solver: SolverName = "heun"
+    """heun (2nd order), euler, ddim, or ancestral (DDPM)."""
+    steps: int = 18
+    """Steps of the grid: heun spends 2 steps - 1 network calls, the others as many as steps."""
+    grid: GridName = "karras"
+    """karras (EDM), vp, ve, iddpm, geometric, or a uniform, quadratic or whole ladder."""
+    rho: float = 7.0
+    """Exponent of the karras grid."""
+    sigma_min: float | None = None
+    """Lowest sigma of the grid above 0; the trained range's if unset."""
+    sigma_max: float | None = None
+    """Highest sigma of the grid; the trained range's if unset."""
+    alpha: float = 1.0
+    """Heun's alpha: 1 Heun, 2/3 Ralston, 1/2 midpoint."""
+    eta: float = 0.0
+    """DDIM's eta in [0, 1]: 0 deterministic, 1 DDPM's small variance."""
+    churn: float = 0.0
+    """EDM's S_churn; 0 is deterministic."""
+    churn_low: float = 0.0
+    """EDM's S_tmin."""
+    churn_high: float = float("inf")
+    """EDM's S_tmax."""
+    churn_noise: float = 1.0
+    """EDM's S_noise."""
+    clip: bool = False
+    """Clamp every prediction of x0 to the pixel range (changes the method; recorded)."""
+    batch: int = 64
+    """Images per network call; part of the picture's identity to the last digit."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole experiment: network, process, objective, optimisation, and the default sampler."""
+
+    network: UNetConfig | ADMConfig = field(default_factory=UNetConfig)
+    """The network."""
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    """Noise levels."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """How training draws them."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Average of the weights."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Default sampler."""
+    name: Annotated[str, tyro.conf.Suppress] = "edm"
+    """The preset this recipe started from."""
+    predicts: Predicts = "edm"
+    """What the network's output means."""
+    variance: Literal["zero", "unit-gaussian"] = "zero"
+    """Variance of the reverse step: DDPM's fixed small (zero) or fixed large (unit-gaussian)."""
+    objective: ObjectiveName = "edm"
+    """Weight of the loss over noise levels, or the variational bound."""
+    min_snr: float = 5.0
+    """Largest weight of min-snr."""
+    images: int = 200_000_000
+    """Training length in images."""
+    batch: int = 512
+    """Images per optimiser step."""
+    micro_batch: int = 0
+    """Images per network call while training; 0 is the whole batch."""
+    flip: bool = True
+    """Mirror images left-right with probability 1/2 (off where augment is above 0: it flips)."""
+    augment: float = 0.0
+    """Probability of each transform of EDM's non-leaking augmentation; 0 is off."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network's body; auto measures both at the start and says which won."""
+    seed: int = 0
+    """Seed of weights, data order and noise."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def _check(recipe: Recipe) -> None:
+    p, n = recipe.process, recipe.noise
+    on_ladder = p.kind in ("ladder", "ncsn")
+    problems: list[str] = []
+    if recipe.images < 1 or recipe.batch < 1 or recipe.micro_batch < 0:
+        problems.append("images and batch must be at least 1, micro_batch at least 0")
+    if recipe.micro_batch and recipe.batch % recipe.micro_batch:
+        problems.append(f"micro_batch {recipe.micro_batch} must divide batch {recipe.batch}")
+    if not 0 <= recipe.augment <= 1:
+        problems.append(f"augment is a probability in [0, 1], not {recipe.augment}")
+    if (recipe.predicts == "edm") != (p.kind == "edm"):
+        problems.append("predicts edm belongs to process kind edm, and only to it")
+    if recipe.predicts == "mean" and not on_ladder:
+        problems.append("predicts mean needs a ladder (process kind ladder or ncsn)")
+    if recipe.objective == "bound" and not on_ladder:
+        problems.append("the objective bound needs a ladder (process kind ladder or ncsn)")
+    if p.zero_terminal_snr and recipe.predicts not in ("v", "x0"):
+        problems.append(
+            f"a network that predicts {recipe.predicts} says nothing about x0 at zero terminal SNR: "
+            "choose predicts v or x0"
+        )
+    if (n.draws == "levels") != on_ladder:
+        problems.append("draws levels belongs to a ladder (kind ladder or ncsn), and only to it")
+    if n.draws == "time" and p.kind not in ("vp", "subvp"):
+        problems.append("draws time needs process kind vp or subvp")
+    if not 0 < p.low < p.high:
+        problems.append(f"process low and high must satisfy 0 < low < high, not {p.low}, {p.high}")
+    if problems:
+        raise ConfigError("the recipe does not fit together: " + "; ".join(problems))
+
+
+_KINDS: dict[str, type[UNetConfig] | type[ADMConfig]] = {"unet": UNetConfig, "adm": ADMConfig}
+
+T = TypeVar("T")
+
+
+def to_toml(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as nested tables that TOML can hold (unset fields are left out)."""
+    return _drop_none(_converter().unstructure(recipe))
+
+
+def from_toml(tables: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that `to_toml` wrote; ConfigError names an unknown or wrong entry."""
+    try:
+        return _converter().structure(tables, Recipe)
+    except ConfigError:
+        raise
+    except Exception as error:
+        reasons = cattrs.transform_error(error, path="config")
+        raise ConfigError("the recipe cannot be read: " + "; ".join(reasons)) from error
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+
+    def structure_network(tables: Any, _: Any) -> UNetConfig | ADMConfig:
+        kind = tables.get("kind", "unet")
+        if kind not in _KINDS:
+            raise ConfigError(f"unknown network kind {kind!r}; known: {', '.join(_KINDS)}")
+        rest = {key: value for key, value in tables.items() if key != "kind"}
+        return converter.structure(rest, _KINDS[kind])
+
+    for kind, cls in _KINDS.items():
+        plain = make_dict_unstructure_fn(cls, converter)
+        converter.register_unstructure_hook(
+            cls, lambda value, plain=plain, kind=kind: {"kind": kind, **plain(value)}
+        )
+        converter.register_structure_hook(
+            cls, make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+        )
+    converter.register_structure_hook(UNetConfig | ADMConfig, structure_network)
+    converter.register_unstructure_hook(
+        UNetConfig | ADMConfig, lambda value: converter.unstructure(value, type(value))
+    )
+    return converter
+
+
+def _drop_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_none(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def difference(recipe: Recipe, preset: Recipe) -> dict[str, Any]:
+    """Return the fields in which two recipes differ, by dotted name."""
+    out: dict[str, Any] = {}
+
+    def walk(prefix: str, a: Any, b: Any) -> None:
+        for item in fields(a):
+            ours, theirs = getattr(a, item.name), getattr(b, item.name, None)
+            if is_dataclass(ours) and type(ours) is type(theirs):
+                walk(f"{prefix}{item.name}.", ours, theirs)
+            elif ours != theirs:
+                out[f"{prefix}{item.name}"] = ours
+
+    walk("", recipe, preset)
+    return out

@@ -1,0 +1,146 @@
+"""A trained model loaded from a run or checkpoint: everything a verb needs, from its path alone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from sfumato.data.pixels import PixelFormat, from_model
+from sfumato.errors import ConfigError
+from sfumato.networks.base import Network
+from sfumato.parameterization import Adapted
+from sfumato.protocols import Denoiser
+from sfumato.randomness import derive_seed
+from sfumato.recipes import build
+from sfumato.recipes.config import Recipe, SamplerConfig, from_toml
+from sfumato.sampling import generate
+from sfumato.training.checkpoint import find_checkpoint, load_weights
+
+RawImages = NDArray[np.generic]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its recipe, the format of its images and the names of its classes."""
+
+    recipe: Recipe
+    network: Network
+    format: PixelFormat
+    classes: tuple[str, ...] = ()
+    path: Path | None = None
+    images_seen: int = 0
+    weights: str = "ema"
+
+    @property
+    def denoiser(self) -> Adapted:
+        """The network as a denoiser of images in [-1, 1]; classes unbound."""
+        return build.adapt(self.recipe, self.network)
+
+    def class_index(self, name: str) -> int:
+        """Return the index of a class by name or number; ConfigError suggests the nearest."""
+        return class_index(self.classes, name)
+
+    def labels_for(self, seeds: Sequence[int], name: str | None) -> Tensor | None:
+        """Return one-hot labels [n, K]: of the named class, or one drawn by each image's seed."""
+        if not self.classes:
+            if name is not None:
+                raise ConfigError("this model was trained without classes: train with --classes")
+            return None
+        if name is not None:
+            index = [self.class_index(name)] * len(seeds)
+        else:
+            index = [derive_seed(seed, "class") % len(self.classes) for seed in seeds]
+        return functional.one_hot(torch.tensor(index), len(self.classes)).float()
+
+    def samples(
+        self,
+        seeds: Sequence[int],
+        *,
+        label: str | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> Iterator[RawImages]:
+        """Yield raw images [<= batch, C, H, W] in the format of the training data, one per seed.
+
+        `label` names a class; a model with classes draws one for each seed otherwise. `sampler`
+        defaults to the recipe's. The same seed is the same picture for any number of seeds.
+        """
+        config = sampler or self.recipe.sampler
+        if not seeds:
+            raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
+        denoise = self.denoiser
+        grid = build.grid_of(config, denoise)
+        solver = build.solver_of(config)
+        device = next(self.network.parameters()).device
+        for first in range(0, len(seeds), config.batch):
+            part = list(seeds[first : first + config.batch])
+            bound = self._bound(denoise, part, label, config.batch)
+            finished = generate(
+                build.sampler_denoiser(config, bound),
+                solver,
+                grid,
+                self.format.shape,
+                part,
+                batch=config.batch,
+                device=device,
+            )
+            for x in finished:
+                yield from_model(x.cpu(), self.format)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        label: str | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> RawImages:
+        """Return n raw images [n, C, H, W]; image i is seeded with seed + i."""
+        seeds = range(seed, seed + n)
+        return np.concatenate(list(self.samples(seeds, label=label, sampler=sampler)))
+
+    def _bound(
+        self, denoise: Adapted, seeds: Sequence[int], label: str | None, batch: int
+    ) -> Denoiser:
+        labels = self.labels_for(seeds, label)
+        if labels is None:
+            return denoise
+        device = next(self.network.parameters()).device
+        padded = torch.cat([labels, labels[-1:].expand(batch - len(labels), -1)])
+        return denoise.given(class_labels=padded.to(device))
+
+
+def class_index(classes: Sequence[str], name: str) -> int:
+    """Return the index of a class given by name (case aside) or number."""
+    folded = [known.casefold() for known in classes]
+    if name.casefold() in folded:
+        return folded.index(name.casefold())
+    if name.isdigit() and int(name) < len(classes):
+        return int(name)
+    close = difflib.get_close_matches(name.casefold(), folded, 1)
+    hint = f"; did you mean {classes[folded.index(close[0])]!r}?" if close else ""
+    raise ConfigError(f"unknown class {name!r}{hint} Known: {', '.join(classes)}")
+
+
+def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Model:
+    """Load a run (its newest valid checkpoint) or one checkpoint folder.
+
+    `weights` is "ema" (the moving average, for sampling) or "network" (the raw ones).
+    Raises CheckpointError where there is none, or it is damaged or of another version.
+    """
+    where = find_checkpoint(Path(path))
+    description, tensors = load_weights(where, weights)
+    recipe = from_toml(description["recipe"])
+    form = PixelFormat.from_toml(description["format"])
+    classes = tuple(description.get("classes", ()))
+    network = build.network_of(recipe, form.shape, len(classes), device=device)
+    network.load_state_dict(tensors)
+    network.eval().requires_grad_(False)
+    return Model(recipe, network, form, classes, where, int(description["images_seen"]), weights)

@@ -1,0 +1,166 @@
+"""The named recipes, with the published settings, and a `-tiny` variant of each for CPUs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+
+from sfumato.errors import ConfigError
+from sfumato.networks.config import UNetConfig
+from sfumato.recipes.config import (
+    EmaConfig,
+    NoiseConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    Recipe,
+    SamplerConfig,
+)
+
+# EDM's settings for CIFAR-10 (Karras et al. 2022, Table 7); the network with EDM augmentation.
+_EDM_OPTIMIZER = OptimizerConfig(learning_rate=1e-3, ramp_images=10_000_000)
+# DDPM's for CIFAR-10 (Ho et al. 2020, appendix B): 800 k steps of 128, warm-up of 5,000 steps.
+_DDPM_OPTIMIZER = OptimizerConfig(learning_rate=2e-4, ramp_images=5_000 * 128, clip=1.0)
+_DDPM_EMA = EmaConfig(kind="constant", decay=0.9999)
+# Score-SDE's for CIFAR-10 (Song et al. 2021, appendix G and H): 1.3 M steps of 128.
+_SDE_OPTIMIZER = OptimizerConfig(learning_rate=2e-4, ramp_images=5_000 * 128, clip=1.0)
+_SDE_EMA = EmaConfig(kind="constant", decay=0.999)
+
+
+def _edm() -> Recipe:
+    return Recipe(name="edm", optimizer=_EDM_OPTIMIZER, augment=0.12)
+
+
+def _edm_ve() -> Recipe:
+    return replace(_edm(), name="edm-ve", network=UNetConfig.ncsnpp())
+
+
+def _ddpm() -> Recipe:
+    return Recipe(
+        name="ddpm",
+        network=UNetConfig.ddpm(),
+        process=ProcessConfig(kind="ladder"),
+        noise=NoiseConfig(draws="levels", antithetic=False),
+        optimizer=_DDPM_OPTIMIZER,
+        ema=_DDPM_EMA,
+        sampler=SamplerConfig(solver="ancestral", grid="all", steps=1000),
+        predicts="noise",
+        variance="unit-gaussian",
+        objective="simple",
+        images=800_000 * 128,
+        batch=128,
+    )
+
+
+def _vp() -> Recipe:
+    return Recipe(
+        name="vp",
+        network=replace(UNetConfig.ddpmpp(), dropout=0.1),
+        process=ProcessConfig(kind="vp"),
+        noise=NoiseConfig(draws="time", antithetic=False),
+        optimizer=_SDE_OPTIMIZER,
+        ema=EmaConfig(kind="constant", decay=0.9999),
+        sampler=SamplerConfig(solver="heun", grid="vp", steps=64),
+        predicts="noise",
+        objective="simple",
+        images=1_300_000 * 128,
+        batch=128,
+    )
+
+
+def _subvp() -> Recipe:
+    return replace(_vp(), name="subvp", process=ProcessConfig(kind="subvp"))
+
+
+def _ve() -> Recipe:
+    return Recipe(
+        name="ve",
+        network=replace(UNetConfig.ncsnpp(), dropout=0.1),
+        process=ProcessConfig(kind="ve", low=0.01, high=50.0),
+        noise=NoiseConfig(draws="log-uniform", antithetic=False),
+        optimizer=_SDE_OPTIMIZER,
+        ema=_SDE_EMA,
+        sampler=SamplerConfig(solver="heun", grid="ve", steps=64),
+        predicts="score",
+        objective="simple",
+        images=1_300_000 * 128,
+        batch=128,
+    )
+
+
+def _ncsn() -> Recipe:
+    # NCSNv2's ladder (Song & Ermon 2020): 232 levels from 50 to 0.01; weight sigma^2 on the score.
+    return Recipe(
+        name="ncsn",
+        network=replace(UNetConfig.ncsnpp(), embedding="positional", noise_width=1, dropout=0.1),
+        process=ProcessConfig(kind="ncsn", steps=232, low=0.01, high=50.0),
+        noise=NoiseConfig(draws="levels", antithetic=False),
+        optimizer=replace(_SDE_OPTIMIZER, learning_rate=1e-4, ramp_images=0),
+        ema=_SDE_EMA,
+        sampler=SamplerConfig(solver="ancestral", grid="all", steps=232),
+        predicts="score",
+        objective="simple",
+        images=300_000 * 128,
+        batch=128,
+    )
+
+
+def _tiny(recipe: Recipe) -> Recipe:
+    """Shrink a recipe to about a million parameters and minutes of two CPU cores."""
+    assert isinstance(recipe.network, UNetConfig)
+    network = replace(
+        recipe.network, width=32, multipliers=(1, 2, 2), blocks=2, attention=(8,), dropout=0.0
+    )
+    steps = {"all": recipe.sampler.steps}.get(recipe.sampler.grid, min(recipe.sampler.steps, 18))
+    return replace(
+        recipe,
+        name=recipe.name + "-tiny",
+        network=network,
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, ramp_images=5_000, decay="linear", beta2=0.99, clip=1.0
+        ),
+        ema=EmaConfig(kind="half-life", halflife_images=20_000, ramp_up=0.05),
+        sampler=replace(recipe.sampler, steps=steps, batch=125),
+        noise=replace(recipe.noise, antithetic=True),
+        images=500_000,
+        batch=64,
+        flip=False,
+        augment=0.0,
+    )
+
+
+_FULL: dict[str, Callable[[], Recipe]] = {
+    "edm": _edm,
+    "edm-ve": _edm_ve,
+    "ddpm": _ddpm,
+    "vp": _vp,
+    "ve": _ve,
+    "subvp": _subvp,
+    "ncsn": _ncsn,
+}
+
+SUMMARIES = {
+    "edm": "EDM: DDPM++ with EDM's preconditioning, loss and augmentation (Karras et al. 2022)",
+    "edm-ve": "EDM with the NCSN++ network",
+    "ddpm": "DDPM: 1000 levels, noise prediction, ancestral sampling (Ho et al. 2020)",
+    "vp": "Score-SDE, variance preserving, continuous time (Song et al. 2021)",
+    "ve": "Score-SDE, variance exploding, NCSN++",
+    "subvp": "Score-SDE, sub-VP",
+    "ncsn": "NCSNv2: geometric ladder, score prediction (Song & Ermon 2020)",
+}
+
+
+def names() -> list[str]:
+    """Return all recipe names: the published ones, then their tiny variants."""
+    return [*_FULL, *(f"{name}-tiny" for name in _FULL)]
+
+
+def recipe(name: str) -> Recipe:
+    """Return the named recipe; ConfigError suggests the nearest name for an unknown one."""
+    if name in _FULL:
+        return _FULL[name]()
+    if name.removesuffix("-tiny") in _FULL and name.endswith("-tiny"):
+        return _tiny(_FULL[name.removesuffix("-tiny")]())
+    close = difflib.get_close_matches(name, names(), 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"unknown recipe {name!r}{hint} Known: {', '.join(names())}")

@@ -1,0 +1,116 @@
+"""What a run is: its data, its recipe, its bookkeeping. Torch-free; the whole `config.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import cattrs
+import tomli_w
+
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.recipes.config import Recipe, from_toml, to_toml
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they become one shape."""
+
+    data: str = ""
+    """A folder, zip, .npy, .npz or IDX file of images, or fashion-mnist:train (built in)."""
+    test: str = ""
+    """Images held out of training, of the same kind: the report measures against them."""
+    size: tuple[int, int] | None = None
+    """Height and width; needed where the images differ in size."""
+    fit: Literal["crop", "stretch", "strict"] = "crop"
+    """How images of another size become that size."""
+    alpha: Literal["drop", "keep"] = "drop"
+    """What happens to transparency."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that mean black and white, for float arrays."""
+    layout: Literal["NHWC", "NCHW"] | None = None
+    """Axis order of 4-D arrays where it cannot be told from the shape."""
+    channels: int | None = None
+    """Channels expected; an error if the data has others."""
+    classes: bool = False
+    """Learn labels from sub-folders, dataset.json or a label file, to sample by class."""
+
+
+@dataclass(frozen=True)
+class Bookkeeping:
+    """When to look, save and stop."""
+
+    minutes: float = 0.0
+    """Stop after so many minutes of training, the learning rate's decay fitted to them; 0: never."""
+    log_every: int = 50
+    """Steps between lines of log.jsonl."""
+    sample_every: int = 0
+    """Steps between sample grids; 0: about ten over the run."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: about every five minutes."""
+    keep: int = 3
+    """How many checkpoints to keep."""
+    report: bool = True
+    """Write report.html at the end."""
+    report_samples: int = 256
+    """Images drawn for the report (and its Fréchet distance); 2,000 or more make it meaningful."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    threads: int = 0
+    """CPU threads; 0 is PyTorch's default."""
+    tensorboard: bool = True
+    """Write TensorBoard events where tensorboard is installed."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run was told: what config.toml holds."""
+
+    recipe: Recipe
+    data: DataConfig = field(default_factory=DataConfig)
+    run: Bookkeeping = field(default_factory=Bookkeeping)
+
+    def write(self, path: Path) -> None:
+        """Write config.toml, atomically."""
+        tables: dict[str, Any] = {
+            "data": {k: v for k, v in asdict(self.data).items() if v is not None},
+            "run": asdict(self.run),
+            "recipe": to_toml(self.recipe),
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(tomli_w.dumps(tables), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Read config.toml; CheckpointError or ConfigError say what is wrong with it."""
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path.parent} is not a run: it has no {path.name}. "
+                "Give the folder that sfumato train printed, for example runs/edm-tiny"
+            )
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        recipe = from_toml(tables.get("recipe", {}))
+        return cls(
+            recipe,
+            _structure(tables.get("data", {}), DataConfig),
+            _structure(tables.get("run", {}), Bookkeeping),
+        )
+
+
+def _structure(tables: Mapping[str, Any], cls: type[T]) -> T:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    try:
+        return converter.structure(tables, cls)
+    except Exception as error:
+        reasons = cattrs.transform_error(error, path="config")
+        raise ConfigError("the run's config cannot be read: " + "; ".join(reasons)) from error

@@ -1,0 +1,1 @@
+"""Training: noise levels, objectives, augmentation, averaging, the loop, checkpoints."""

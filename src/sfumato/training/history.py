@@ -1,0 +1,74 @@
+"""The checkpoints of a run: which is the newest good one, which may go."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.errors import CheckpointError
+from sfumato.training.checkpoint import read_description
+from sfumato.training.storage import check_file
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint by size and hash; CheckpointError where one fails."""
+    for name, expected in read_description(path)["files"].items():
+        check_file(path / f"{name}.safetensors", expected)
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest valid checkpoint of a run, and why newer ones were passed over."""
+
+    path: Path
+    skipped: tuple[str, ...]
+
+
+def latest_checkpoint(run: Path) -> Latest:
+    """Return the newest checkpoint whose files are all as written.
+
+    Raises CheckpointError where there is none.
+    """
+    skipped: list[str] = []
+    for path in reversed(checkpoints(run)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            skipped.append(f"skipped damaged checkpoint: {error}")
+        else:
+            return Latest(path, tuple(skipped))
+    if not run.is_dir():
+        raise CheckpointError(f"{run} does not exist: expected the folder of a training run")
+    found = "; ".join(skipped) or "no checkpoint was saved yet"
+    raise CheckpointError(f"{run} has no usable checkpoint: {found}")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the folders of a run's finished checkpoints, oldest first, unchecked."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def prune(run: Path, keep_last: int, keep: Sequence[int] = ()) -> list[Path]:
+    """Delete checkpoints but the last `keep_last` valid ones and the steps in `keep`.
+
+    The newest valid one always stays, damaged ones newer than it too. Returns what was deleted.
+    """
+    valid = 0
+    deleted: list[Path] = []
+    for path in reversed(checkpoints(run)):
+        wanted = valid < max(keep_last, 1) or int(path.name) in keep
+        try:
+            if valid < max(keep_last, 1):
+                verify(path)
+                valid += 1
+        except CheckpointError:
+            continue
+        if not wanted:
+            shutil.rmtree(path, ignore_errors=True)
+            deleted.append(path)
+    return deleted

@@ -1,0 +1,94 @@
+"""What training changes, and copies of it to return to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.training.ema import Ema
+from sfumato.training.optimizer import adam
+from sfumato.training.plan import Plan
+from sfumato.training.statistics import LevelStatistics
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes, apart from the position in the data.
+
+    `images` counts images seen, `retry` rollbacks (it enters the seeds, so that a repeated
+    step does not meet the same noise).
+    """
+
+    network: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    statistics: LevelStatistics
+    step: int = 0
+    images: int = 0
+    retry: int = 0
+
+    @classmethod
+    def start(cls, network: nn.Module, plan: Plan) -> TrainState:
+        """Return the state before the first step."""
+        limits = plan.adapt(network).range
+        return cls(
+            network,
+            Ema(network),
+            adam(network, plan.betas, plan.eps, plan.weight_decay),
+            LevelStatistics.over(limits, plan.sigma_data),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A copy of a training state on the host."""
+
+    network: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    statistics: LevelStatistics
+    step: int
+    images: int
+
+    @classmethod
+    def of(cls, state: TrainState) -> Snapshot:
+        """Copy a state."""
+        return cls(
+            _copied(state.network.state_dict()),
+            _copied(state.ema.network.state_dict()),
+            _copied_tree(state.optimizer.state_dict()),
+            state.statistics,
+            state.step,
+            state.images,
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Put a state back to this one; its retry counter stays."""
+        state.network.load_state_dict(self.network)
+        state.ema.network.load_state_dict(self.ema)
+        state.optimizer.load_state_dict(_copied_tree(self.optimizer))
+        state.statistics, state.step, state.images = self.statistics, self.step, self.images
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+
+def _copied_tree(tree: Any) -> Any:
+    """Copy what an optimizer's state dict holds: tensors in dicts and lists of plain values."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_copied_tree(value) for value in tree]
+    return tree

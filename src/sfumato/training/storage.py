@@ -1,0 +1,110 @@
+"""Files that are whole or absent: flushed to disk, renamed into place, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from sfumato.errors import CheckpointError
+
+_TEMPORARY = ".writing-"
+_REPLACED = ".replaced-"
+
+
+class FolderWriter:
+    """A folder under construction beside its final place; `commit` makes it appear at once."""
+
+    def __init__(self, target: Path) -> None:
+        """Start an empty folder; what an interrupted save left beside it is removed."""
+        self.target = target
+        self.path = target.with_name(f"{_TEMPORARY}{target.name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for prefix in (_TEMPORARY, _REPLACED):
+            for leftover in target.parent.glob(f"{prefix}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        self.path.mkdir()
+
+    def write(self, name: str, content: bytes) -> dict[str, Any]:
+        """Write one file to disk; return its size and hash."""
+        with (self.path / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return {"bytes": len(content), "blake2b": _hash(content)}
+
+    def commit(self) -> None:
+        """Rename the folder into place, replacing an old one."""
+        _flush_folder(self.path)
+        old = self.target.with_name(f"{_REPLACED}{self.target.name}")
+        if self.target.exists():
+            self.target.rename(old)
+        self.path.rename(self.target)
+        _flush_folder(self.target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Serialise tensors of any device as safetensors; ones that share memory are stored twice."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        out[name] = host.clone() if host.data_ptr() in seen else host
+        seen.add(host.data_ptr())
+    return safetensors.torch.save(out)
+
+
+def read_tensors(path: Path, expected: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Read a safetensors file whose size and hash must be `expected`; CheckpointError otherwise."""
+    content = check_file(path, expected)
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def check_file(path: Path, expected: Mapping[str, Any] | None) -> bytes:
+    """Return a file's content; CheckpointError, saying how, where it is not what was written."""
+    if expected is None:
+        raise CheckpointError(f"{path} is not listed in its checkpoint's description")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(content) != expected.get("bytes"):
+        raise CheckpointError(
+            f"{path} is truncated or was changed: it has {len(content)} bytes, "
+            f"{expected.get('bytes')} were written; use an earlier checkpoint"
+        )
+    if _hash(content) != expected.get("blake2b"):
+        raise CheckpointError(
+            f"{path} was changed or damaged: its content does not have the recorded hash; "
+            f"use an earlier checkpoint"
+        )
+    return content
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
+def _flush_folder(path: Path) -> None:
+    """Make names durable, where the system can (Windows cannot open folders)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

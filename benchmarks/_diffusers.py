@@ -241,7 +241,7 @@ def _batches(images: Uint8, size: int) -> Iterator[Any]:
     import torch
     from torch.nn import functional as F
 
-    scaled = torch.from_numpy(images.copy()).unsqueeze(1).float() / 127.5 - 1
+    scaled = torch.from_numpy(images).unsqueeze(1).float() / 127.5 - 1
     scaled = F.pad(scaled, [PADDING] * 4, value=-1.0)
     while True:
         for chosen in torch.randperm(len(scaled)).split(size):

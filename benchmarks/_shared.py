@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Uint8 = NDArray[np.uint8]
 PACKAGES = ("torch", "diffusers", "sfumato", "numpy")
@@ -26,22 +27,38 @@ def read_idx_images(path: Path) -> Uint8:
     if content[:4] != b"\0\0\x08\x03":
         raise SystemExit(f"{path}: expected an IDX file of 8-bit images")
     shape = np.frombuffer(content, ">u4", 3, offset=4)
-    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=16).reshape(shape).copy()
 
 
 def machine() -> dict[str, Any]:
-    """Date, processor, usable cores, one-minute load at this moment, and versions."""
-    load = os.getloadavg()[0]
+    """Date, processor, usable cores, how many of them others keep busy right now, and versions."""
+    busy = _busy_cores()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if load > 0.5:
-        print(f"warning: the machine is not idle (load {load:.1f}); speeds will be too low")
+    if busy > 0.2:
+        print(f"warning: the machine is not idle ({busy:.1f} cores busy); speeds will be too low")
     return {
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": cores,
-        "load": round(load, 2),
+        "busy_cores": round(busy, 2),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
     }
+
+
+def _busy_cores(seconds: float = 5.0) -> float:
+    """Cores busy over the next seconds; not the load average, which remembers the part before."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return os.getloadavg()[0]
+
+    def times() -> tuple[int, int]:
+        user, nice, system, idle, wait = map(int, stat.read_text().split("\n")[0].split()[1:6])
+        return user + nice + system, idle + wait
+
+    before = times()
+    time.sleep(seconds)
+    busy, idle = (b - a for a, b in zip(before, times(), strict=True))
+    return (os.cpu_count() or 1) * busy / max(1, busy + idle)
 
 
 def _processor() -> str:
@@ -71,13 +88,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_result(out: Path, name: str, images: Uint8, record: Mapping[str, Any]) -> None:
-    """Write OUT/NAME.npz (`samples`, uint8) and then OUT/NAME.json."""
+    """Write OUT/NAME.npz (`samples`, uint8), NAME.png to look at, and last NAME.json."""
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f"{name}.tmp.npz"
     np.savez_compressed(temporary, samples=images)
     temporary.replace(out / f"{name}.npz")
+    _contact_sheet(images).save(out / f"{name}.png")
     write_text(out / f"{name}.json", json.dumps(record, indent=2) + "\n")
     print(f"{name}: {len(images)} images and their record in {out / name}.npz and .json")
+
+
+def _contact_sheet(images: Uint8, rows: int = 8, columns: int = 16) -> Image.Image:
+    shown = images[: rows * columns]
+    blank = np.zeros((rows * columns - len(shown), *images.shape[1:]), np.uint8)
+    cells = np.concatenate([shown, blank]).reshape(rows, columns, *images.shape[1:])
+    height, width = images.shape[1:3]
+    sheet = np.moveaxis(cells, 2, 1).reshape(rows * height, columns * width, *images.shape[3:])
+    return Image.fromarray(sheet)
 
 
 class FrechetScore:

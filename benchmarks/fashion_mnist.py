@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -66,7 +67,9 @@ def run_ours(args: argparse.Namespace) -> None:
         raise SystemExit(f"{run} or {folder} exists already: remove them, or give another --out")
     data = ["--data", str(args.data / TRAIN), "--minutes", str(args.minutes)]
     quiet = ["--no-report", "--no-tensorboard", "--out", str(run)]
+    start = time.perf_counter()
     _sfumato("train", args.recipe, *data, *quiet)
+    record["command_seconds"] = time.perf_counter() - start
     _sfumato("sample", str(run), "-n", str(args.n), "--out", str(folder))
     record |= _ours_record(run, folder)
     write_result(args.out, args.name, _read_folder(folder), record)
@@ -80,20 +83,21 @@ def _ours_record(run: Path, folder: Path) -> dict[str, Any]:
     import tomllib
 
     from sfumato.recipes.model import load
+    from sfumato.training.checkpoint import read_description
 
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    last = [line for line in log if "images" in line and "seconds" in line][-1]
     sampled = tomllib.loads((folder / "sample.toml").read_text())
     sampler, model = sampled["sampler"], load(str(run))
+    trained = read_description(model.path)
+    seconds = trained["describe"]["seconds"]
     calls = sampler["steps"] * 2 - 1 if sampler["solver"] == "heun" else sampler["steps"]
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "arithmetic": sampled["precision"],
         "threads": sampled["environment"].get("threads"),
-        "steps": last.get("step"),
-        "images": last["images"],
-        "training_seconds": last["seconds"],
-        "images_per_second": last["images"] / last["seconds"],
+        "steps": trained["step"],
+        "images": trained["images"],
+        "training_seconds": seconds,
+        "images_per_second": trained["images"] / seconds,
         "sampler": f"{sampler['solver']} {sampler['steps']}",
         "network_calls": calls,
         "seconds_per_1000": 1000 * sampled["seconds"] / sampled["images"],
@@ -110,7 +114,8 @@ def _read_folder(folder: Path) -> Uint8:
 
 def run_score(args: argparse.Namespace) -> None:
     """Distance of every OUT/*.npz to the test images, and of as many training images to them."""
-    score = FrechetScore(read_idx_images(args.data / TEST))
+    reference = read_idx_images(args.data / TEST)
+    score = FrechetScore(reference)
     sets = {path.stem: np.load(path)["samples"] for path in sorted(args.out.glob("*.npz"))}
     sizes = {len(images) for images in sets.values()}
     if len(sizes) != 1:
@@ -123,7 +128,12 @@ def run_score(args: argparse.Namespace) -> None:
         distances[name] = score(images)
         print(f"{name}: {distances[name]:.1f} (real against real {distances['real']:.1f})")
     extractor = score.extractor
-    record = {"n": n, "features": extractor.name, "weights": extractor.fingerprint}
+    record = {
+        "n": n,
+        "reference": len(reference),
+        "features": extractor.name,
+        "weights": extractor.fingerprint,
+    }
     write_text(
         args.out / "scores.json", json.dumps(record | {"distances": distances}, indent=2) + "\n"
     )
@@ -150,16 +160,16 @@ def _table(
     minutes = sorted({round(r["training_seconds"] / 60, 1) for r in records.values()})
     yield "# Fashion-MNIST against diffusers\n"
     yield (
-        f"{first['date']}; {first['processor']}, {first['cores']} cores; load before each part: "
-        f"{', '.join(str(r['load']) for r in records.values())}."
+        f"{first['date']}; {first['processor']}, {first['cores']} cores; busy before each part: "
+        f"{', '.join(str(r['busy_cores']) for r in records.values())}."
     )
     versions = {k: v for r in records.values() for k, v in r["versions"].items()}
     yield f"{', '.join(f'{name} {number}' for name, number in versions.items())}.\n"
     yield (
         f"Trained {' / '.join(map(str, minutes))} minutes each on the 60,000 training images, "
-        f"{scores['n']:,} samples each. Fréchet distance to the 10,000 test images in "
-        f"{scores['features']} (weights {scores['weights']}); as many training images are at "
-        f"{real:.1f} from them, and the excess is what is above that.\n"
+        f"{scores['n']:,} samples each. Fréchet distance to the {scores['reference']:,} test "
+        f"images in {scores['features']} (weights {scores['weights']}); as many training images "
+        f"are at {real:.1f} from them, and the excess is what is above that.\n"
     )
     yield (
         "| | parameters | arithmetic | training images/s | images seen | sampler (calls) | "
@@ -173,6 +183,12 @@ def _table(
             f"{r['sampler']} ({r['network_calls']}) | {r['seconds_per_1000']:.0f} | "
             f"{distances[name]:.1f} | {distances[name] - real:.1f} |"
         )
+    for name, r in records.items():
+        if "command_seconds" in r:
+            yield (
+                f"\n{name}: {r['training_seconds']:.0f} s of training by its own count, "
+                f"{r['command_seconds']:.0f} s for the command (start-up, previews, saving)."
+            )
     peers = {name: distances[name] - real for name in records if name.startswith("peer")}
     ours = {name: distances[name] - real for name in records if name.startswith("ours")}
     if peers and ours:

@@ -40,7 +40,9 @@ def interior(x: torch.Tensor, margin: int) -> torch.Tensor:
 def test_filter_is_an_orthonormal_low_pass_with_six_vanishing_moments() -> None:
     h = np.array(SYM6)
     for lag in range(6):
-        assert (h[2 * lag :] * h[: len(h) - 2 * lag]).sum() == pytest.approx(lag == 0, abs=1e-11)
+        assert (h[2 * lag :] * h[: len(h) - 2 * lag]).sum() == pytest.approx(
+            float(lag == 0), abs=1e-11
+        )
     assert h.sum() == pytest.approx(math.sqrt(2), abs=1e-12)
     k = np.arange(12) - 5.5
     moments = [float(((-1) ** np.arange(12) * h * k**j).sum()) for j in range(7)]

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from oracles import GaussianOracle, Mixture
 from sfumato.diffusion import (
     add_noise,
@@ -21,7 +23,6 @@ from sfumato.diffusion import (
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseLevels, constant_betas, cosine_betas, linear_betas
 from sfumato.parameterization import unit_gaussian
-from torch import Tensor
 
 F64 = torch.float64
 BETA = linear_betas(1000)
@@ -206,7 +207,7 @@ def test_float32_keeps_its_digits():
 
 
 def gaussian_bound(oracle: GaussianOracle, levels: NoiseLevels, *, large: bool) -> float:
-    """Expected negative ELBO per dimension in nats, continuous decoder, exact denoiser: no sampling.
+    """Expected negative ELBO per dimension in nats, continuous decoder, exact denoiser.
 
     Every term is quadratic in x0 - D(x), whose variance is the posterior's; so x0 = its square
     root with D = 0 makes a term equal to its expectation. The decoder has the best variance.
@@ -238,7 +239,7 @@ def test_bound_of_gaussian_data_falls_to_the_entropy():
 
 
 def test_bound_of_unit_gaussian_data_is_tight_for_any_chain():
-    """Fixed-large is exact there: only the posterior's own information is left, so bound = entropy."""
+    """Fixed-large is the exact reverse chain there, so the bound equals the entropy."""
     unit = GaussianOracle.diagonal([1.0])
     for betas in (cosine_betas(5), linear_betas(40), linear_betas(1000)):
         bound = gaussian_bound(unit, NoiseLevels.from_betas(betas), large=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+
 from sfumato.gaussian import Gaussian, per_example
 
 F64 = torch.float64

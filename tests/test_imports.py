@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
 import sfumato
 
 SOURCE = Path(sfumato.__file__).parent
@@ -49,7 +51,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Full dotted names of imported modules (for `from a import b`: a.b), relative ones resolved."""
+    """Full dotted names of what is imported (`from a import b`: a.b), relative ones resolved."""
     package = ["sfumato", *path.relative_to(SOURCE).parent.parts]
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -114,16 +116,14 @@ def identifiers(path: Path) -> Iterator[tuple[str, int]]:
             yield node.arg, node.lineno
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.arg, node.value.lineno
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            yield node.name, node.lineno
-        elif isinstance(node, ast.alias):
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
             yield node.name, node.lineno
 
 
 def words(identifier: str) -> set[str]:
     spaced = re.sub(r"([a-z])([A-Z])", r"\1_\2", identifier).lower()
     parts = re.split(r"[_.\d]+", spaced)
-    return {*parts, "".join(parts)} | {a + b for a, b in zip(parts, parts[1:], strict=False)}
+    return {*parts, "".join(parts)} | {a + b for a, b in pairwise(parts)}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_solvers_and_their_like_know_only_sigma(path: Path):
     assert not found, f"{path.name} speaks of {found}; say it with sigma"
 
 
-# --- randomness ------------------------------------------------------------------------------------
+# --- randomness --------------------------------------------------------------------------------
 
 # Functions that read or set a global generator unless they are handed one.
 DRAWS = {
@@ -145,28 +145,39 @@ DRAWS = {
     "exponential_", "log_normal_", "cauchy_", "geometric_", "trunc_normal_", "kaiming_normal_",
     "kaiming_uniform_", "xavier_normal_", "xavier_uniform_", "orthogonal_",
 }  # fmt: skip
-SEEDS = {"manual_seed", "manual_seed_all", "seed", "set_rng_state", "fork_rng"}
+SEEDS = {"manual_seed", "manual_seed_all", "seed", "set_rng_state"}
 # Where torch's global generator is meant: initial weights, dropout, and what saves its state.
 GLOBAL_GENERATOR = {"networks", "training"}
 
 
+def forked(path: Path) -> set[int]:
+    """Lines inside `with fork_rng()`: there a seed that was passed in is set and then forgotten."""
+    blocks = [
+        node
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.With) and any("fork_rng" in ast.unparse(i) for i in node.items)
+    ]
+    return {n for block in blocks for n in range(block.lineno, (block.end_lineno or 0) + 1)}
+
+
 def hidden_randomness(path: Path) -> Iterator[str]:
+    contained = forked(path)
     for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.Call):
+        if not isinstance(node, ast.Call) or node.lineno in contained:
             continue
         text = ast.unparse(node.func)
         root, _, name = text.rpartition(".")
         keywords = {k.arg for k in node.keywords}
         if re.fullmatch(r"(np|numpy)\.random", root):
             seeded = bool(node.args or node.keywords)
-            if not (name in {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"} and seeded):
+            if not (
+                name in {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"} and seeded
+            ):
                 yield f"{text} at line {node.lineno}"
         elif root == "random" and not (name == "Random" and node.args):
             yield f"{text} at line {node.lineno}"
         elif root in ("torch", "nn.init", "torch.nn.init", "init") or name.endswith("_"):
-            if name in DRAWS and "generator" not in keywords:
-                yield f"{text} at line {node.lineno}"
-            elif name in SEEDS:
+            if (name in DRAWS and "generator" not in keywords) or name in SEEDS:
                 yield f"{text} at line {node.lineno}"
         elif root in ("torch.random", "torch.cuda") and name in SEEDS:
             yield f"{text} at line {node.lineno}"
@@ -189,7 +200,7 @@ def test_the_search_for_randomness_finds_it(tmp_path: Path):
     assert len(list(hidden_randomness(source))) == 6
 
 
-# --- what importing costs --------------------------------------------------------------------------
+# --- what importing costs ----------------------------------------------------------------------
 
 
 def exists(module: str) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
+
 from sfumato import noise
 from sfumato.noise import (
     VE,
@@ -20,7 +23,6 @@ from sfumato.noise import (
     cosine_betas,
     linear_betas,
 )
-from torch import Tensor
 
 F64 = torch.float64
 LINEAR = NoiseLevels.from_betas(linear_betas(1000))
@@ -148,11 +150,13 @@ def test_geometric_ladder():
 def test_condition_is_the_index():
     assert LINEAR.condition(LINEAR.sigma).tolist() == list(range(1000))
     assert float(LINEAR.condition(LINEAR.sigma[17])) == 17
-    assert NoiseLevels(torch.tensor([2.0], dtype=F64)).condition(torch.tensor([2.0])).tolist() == [0]
+    assert NoiseLevels(torch.tensor([2.0], dtype=F64)).condition(torch.tensor([2.0])).tolist() == [
+        0
+    ]
 
 
 def test_off_ladder_names_the_nearest_level():
-    with pytest.raises(ValueError, match="sigma 1 is not a trained level; the nearest is 0.9"):
+    with pytest.raises(ValueError, match=r"sigma 1 is not a trained level; the nearest is 0.9"):
         LINEAR.condition(torch.tensor([1.0], dtype=F64))
     with pytest.raises(ValueError, match=r"outside the trained range 0.0100005 to 157\.407"):
         LINEAR.condition(torch.tensor([200.0], dtype=F64))
@@ -203,9 +207,9 @@ def test_snap_rounds_in_log_sigma_and_keeps_zero():
 def test_range_errors():
     limits = NoiseRange(0.002, 80.0)
     limits.check(noise.karras(18))
-    with pytest.raises(ValueError, match="sigma 90 is outside the trained range 0.002 to 80"):
+    with pytest.raises(ValueError, match=r"sigma 90 is outside the trained range 0.002 to 80"):
         limits.check(noise.karras(18, high=90.0))
-    with pytest.raises(ValueError, match="sigma 0.001 is outside"):
+    with pytest.raises(ValueError, match=r"sigma 0.001 is outside"):
         limits.check(noise.karras(18, low=0.001))
     with pytest.raises(ValueError, match="not a trained level; the nearest is"):
         LINEAR.range.check(noise.karras(5, low=0.02))
@@ -285,7 +289,7 @@ def test_sub_sequences_are_unique_and_have_both_ends():
                     continue
                 chosen = choose(total, count)
                 assert len(chosen) == count
-                assert all(a < b for a, b in zip(chosen, chosen[1:], strict=False))
+                assert all(a < b for a, b in pairwise(chosen))
                 assert chosen[-1] == total - 1
                 assert count == 1 or chosen[0] == 0
 
@@ -350,7 +354,7 @@ def test_time_inverts_sigma(process: VP | SubVP):
 
 
 def test_processes_agree_with_their_sdes():
-    """Score-SDE eq. 29: mean factor exp(-B/2), std^2 = 1 - exp(-B) for VP, std = that for sub-VP."""
+    """Score-SDE eq. 29: mean factor exp(-B/2); 1 - exp(-B) is VP's std^2, sub-VP's std."""
     t = torch.linspace(0.01, 1, 20, dtype=F64)
     b = 0.5 * 19.9 * t**2 + 0.1 * t
     for process, std in ((VP(), (1 - torch.exp(-b)).sqrt()), (SubVP(), 1 - torch.exp(-b))):
@@ -361,5 +365,7 @@ def test_processes_agree_with_their_sdes():
 
 def test_ve_tells_the_network_half_sigmas_logarithm():
     sigma = torch.tensor([0.02, 2.0, 100.0], dtype=F64)
-    assert VE().condition(sigma).tolist() == pytest.approx([math.log(s / 2) for s in (0.02, 2, 100)])
+    assert VE().condition(sigma).tolist() == pytest.approx(
+        [math.log(s / 2) for s in (0.02, 2, 100)]
+    )
     assert VE().scale(sigma).tolist() == [1.0, 1.0, 1.0]

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from oracles import GaussianOracle, Mixture
 from sfumato import solvers
 from sfumato.gaussian import Gaussian
@@ -22,7 +24,6 @@ from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise, Purpose, noise_for
 from sfumato.sampling import sample
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
-from torch import Tensor
 
 F64 = torch.float64
 MIXTURE = Mixture()
@@ -205,7 +206,7 @@ def test_ancestral_with_the_unit_gaussians_variance():
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddims_marginals_do_not_depend_on_eta(eta: float):
-    """q's own chain (DDIM Lemma 1): with x0 known, x_s has mean x0 and variance s^2 for every eta."""
+    """DDIM Lemma 1: with x0 known, x_s has mean x0 and variance s^2 for every eta."""
     x0 = torch.tensor([[0.7]], dtype=F64)
 
     def knows(x: Tensor, sigma: Tensor) -> Gaussian:
@@ -236,7 +237,9 @@ def test_ddims_noise_is_the_papers():
             assert float(b) * math.sqrt(abar[before]) == pytest.approx(paper, rel=1e-9)
 
 
-@pytest.mark.parametrize("grid", [karras(18), NoiseLevels.from_betas(linear_betas(40)).descending()])
+@pytest.mark.parametrize(
+    "grid", [karras(18), NoiseLevels.from_betas(linear_betas(40)).descending()]
+)
 def test_ddim_of_eta_one_is_ancestral_without_variance(grid: Tensor):
     def point(x: Tensor, sigma: Tensor) -> Gaussian:
         return Gaussian(MIXTURE(x, sigma).mean, torch.zeros((), dtype=F64))
@@ -319,7 +322,9 @@ def test_churn_raises_by_gamma_and_never_more_than_root_two(amount: float, gamma
     """gamma = min(S_churn / N, sqrt(2) - 1), N = 8 steps; levels in [S_tmin, S_tmax] inclusive."""
     grid = torch.tensor([9.0, 8.0, 7.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0], dtype=F64)
     denoise = Asked([])
-    end(denoise, Churn(Euler(), amount, low=2.0, high=7.0), grid, torch.zeros(1, 1), noise_for(0, 1))
+    end(
+        denoise, Churn(Euler(), amount, low=2.0, high=7.0), grid, torch.zeros(1, 1), noise_for(0, 1)
+    )
     expected = [s * (1 + gamma) if 2 <= s <= 7 else s for s in grid[:-1].tolist()]
     assert denoise.levels == pytest.approx(expected, rel=1e-14)
 

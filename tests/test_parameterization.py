@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from oracles import EmpiricalData, GaussianOracle, Mixture
 from sfumato.denoiser import Clipped, Counted
 from sfumato.gaussian import Gaussian
@@ -39,7 +41,6 @@ from sfumato.parameterization import (
     unit_gaussian,
 )
 from sfumato.protocols import is_denoiser
-from torch import Tensor, nn
 
 F64 = torch.float64
 ORACLE = Mixture()
@@ -55,7 +56,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A process, levels to ask at, and how a network decodes (input scale, sigma) from its number."""
+    """A process, levels to ask at, and how (input scale, sigma) follow from the number told."""
 
     process: NoiseLevels | VP | SubVP | VE | Interpolated
     sigmas: Tensor
@@ -265,7 +266,7 @@ PURE_NOISE = NoiseLevels.from_betas(zero_terminal_snr(BETA))
 
 @pytest.mark.parametrize("adapt", [predicts_noise, predicts_mean, predicts_score])
 def test_zero_terminal_snr_is_refused_with_the_reason(adapt: Callable[..., Adapted]):
-    with pytest.raises(ValueError, match="zero terminal SNR.*predict v or x0"):
+    with pytest.raises(ValueError, match=r"zero terminal SNR.*predict v or x0"):
         adapt(lambda x, t: x, PURE_NOISE)
 
 
@@ -413,7 +414,7 @@ def test_counted_counts():
 
 
 def test_oracles_satisfy_tweedies_formulas():
-    """D = x + sigma^2 score and dD/dx = var / sigma^2: the oracles against each other's formulas."""
+    """D = x + sigma^2 score and dD/dx = var / sigma^2: the oracles against each other."""
     x = torch.linspace(-6, 6, 41, dtype=F64)[:, None].requires_grad_()
     for sigma in SPREAD:
         out = ORACLE(x, sigma)

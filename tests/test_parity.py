@@ -2,8 +2,11 @@
 
 diffusers' DDIM and DDPM schedulers at fixed time steps, and k-diffusion's samplers at fixed
 sigmas. With our float64 levels in their tables they agree to 1e-9; as shipped (float32 tables) to
-1e-5. Only settings under which a peer steps to the listed next level are compared: diffusers'
-DDIM computes it as t - T // S, which is the listed one for "leading" spacing with S dividing T.
+1e-5 where their tables hold that many digits: neither 1 - abar near the data nor abar near pure
+noise does on the whole ladder (1000 linear steps: 4e-5; noise prediction on the cosine one, whose
+abar ends at 2e-9: 1e-3), so those are compared in float64 only. And only settings are compared
+under which a peer steps to the listed next level: diffusers' DDIM computes it as t - T // S, which
+is the listed one for "leading" spacing with S dividing T.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseLevels, cosine_betas, karras, linear_betas, strided, uniform
 from sfumato.parameterization import (
@@ -29,7 +34,6 @@ from sfumato.protocols import Solver
 from sfumato.randomness import Purpose, noise_for
 from sfumato.sampling import sample
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
-from torch import Tensor
 
 F64 = torch.float64
 COUNT, SHAPE = 3, (2, 4, 4)
@@ -44,9 +48,13 @@ PREDICTIONS = {
 
 
 def net(x: Tensor, t: Tensor) -> Tensor:
-    """Any smooth function of x_t and t will do: no property of a trained network is used."""
-    wave = torch.sin(t / 150).reshape(-1, 1, 1, 1)
-    return torch.tanh(0.8 * x + wave) + 0.1 * x.roll(1, -1)
+    """Smooth in x_t, and near the noise in unit Gaussian data so that a chain stays bounded.
+
+    (Otherwise 1000 steps amplify the rounding of a peer's tables, whatever we compute.)
+    """
+    i = t.reshape(-1, 1, 1, 1)
+    level = (1 - torch.cumprod(1 - BETAS["linear"], 0))[i.long()].sqrt()
+    return level * (x + 0.3 * torch.sin(2 * x.roll(1, -1) + i / 150))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,9 @@ def schedulers() -> types.ModuleType:
 
 
 def configured(kind: Any, schedule: str, *, float64: bool, **options: Any) -> Any:
-    scheduler = kind(beta_schedule=schedule, clip_sample=False, timestep_spacing="leading", **options)
+    scheduler = kind(
+        beta_schedule=schedule, clip_sample=False, timestep_spacing="leading", **options
+    )
     if float64:
         scheduler.alphas_cumprod = torch.cumprod(1 - BETAS[schedule], 0)
     return scheduler
@@ -80,10 +90,16 @@ def compare(pairs: Iterator[tuple[Tensor, Tensor]], tolerance: float) -> None:
     assert steps > 0
 
 
-@pytest.mark.parametrize(("float64", "tolerance"), [(True, 1e-9), (False, 1e-5)])
+@pytest.mark.parametrize(
+    ("schedule", "steps", "float64", "tolerance"),
+    [
+        ("linear", 50, True, 1e-9),
+        ("squaredcos_cap_v2", 20, True, 1e-9),
+        ("linear", 50, False, 1e-5),
+    ],
+)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("steps", "schedule"), [(50, "linear"), (20, "squaredcos_cap_v2")])
 def test_diffusers_ddim(
     schedulers: types.ModuleType,
     steps: int,
@@ -114,14 +130,19 @@ def test_diffusers_ddim(
     compare(pairs, tolerance)
 
 
-@pytest.mark.parametrize(("float64", "tolerance"), [(True, 1e-9), (False, 1e-5)])
+@pytest.mark.parametrize(
+    ("schedule", "count", "float64", "tolerance"),
+    [
+        ("linear", 1000, True, 1e-9),
+        ("linear", 37, True, 1e-9),
+        ("squaredcos_cap_v2", 37, True, 1e-9),
+        ("linear", 37, False, 1e-5),
+    ],
+)
 @pytest.mark.parametrize(
     ("variance_type", "var"), [("fixed_small", zero_variance), ("fixed_large", unit_gaussian)]
 )
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(
-    ("schedule", "count"), [("linear", 1000), ("linear", 37), ("squaredcos_cap_v2", 37)]
-)
 def test_diffusers_ddpm(
     schedulers: types.ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,8 +154,6 @@ def test_diffusers_ddpm(
     float64: bool,
     tolerance: float,
 ):
-    if count == 1000 and prediction != "epsilon":
-        pytest.skip("the whole chain is walked for one prediction only: time")
     scheduler = configured(
         schedulers.DDPMScheduler,
         schedule,
@@ -162,7 +181,7 @@ def test_diffusers_ddpm(
     compare(pairs, tolerance)
 
 
-# --- k-diffusion -----------------------------------------------------------------------------------
+# --- k-diffusion --------------------------------------------------------------------------------
 
 Model = Callable[[Tensor, Tensor], Tensor]
 
@@ -204,11 +223,11 @@ def denoise(x: Tensor, sigma: Tensor) -> Gaussian:
     return Gaussian(model(x, sigma.expand(len(x))), torch.zeros((), dtype=x.dtype))
 
 
-CHURN = {"s_churn": 20.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.007}
+CHURN = {"s_churn": 5.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.007}
 
 
 def churned(solver: Solver[Any]) -> Solver[Any]:
-    return Churn(solver, 20.0, low=0.05, high=50.0, inflation=1.007)
+    return Churn(solver, 5.0, low=0.05, high=50.0, inflation=1.007)
 
 
 def levels_to_zero(top: int) -> Tensor:

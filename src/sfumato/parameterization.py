@@ -10,8 +10,8 @@
 | EDM's F                         | sd^2 / (s^2+sd^2) | s sd / sqrt(s^2 + sd^2) |
 
 with r = sqrt(1 + sigma^2), k = (s / sigma)^2, s the level below sigma, r_s = 1 / scale(s). A
-process (a `NoiseLevels` ladder, `VP`, `VE`, `SubVP`) says how x is scaled before the network sees it and
-what number tells the network the noise level. Integer times and schedules exist only here.
+process (a `NoiseLevels` ladder, `VP`, `VE`, `SubVP`) says how x is scaled before the network sees
+it and what number tells the network the noise level. Integer times and schedules exist only here.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def predicts_noise(
     """Adapt a network that predicts the noise (DDPM eq. 11; EDM Table 1, VP, VE and iDDPM).
 
     `network(x_seen [B, *data], c_noise [B])` returns [B, *data]. A ladder admits only its own
-    levels unless `interpolate`. Raises ValueError for a ladder with zero terminal SNR, where the noise
-    says nothing about x0 at the last level.
+    levels unless `interpolate`. Raises ValueError for a ladder with zero terminal SNR, where the
+    noise says nothing about x0 at the last level.
     """
     _needs_signal(process, "noise")
     return Adapted(network, _between(process, interpolate), _noise_coefficients, var)

@@ -78,8 +78,8 @@ def _check_finite(x: Tensor, sigma: Tensor, sigma_next: Tensor) -> None:
         images = (~finite).nonzero().flatten().tolist()
         raise FloatingPointError(
             f"x is not finite after the step from sigma {float(sigma):.6g} to "
-            f"{float(sigma_next):.6g}, in images {images} of the batch: the network returned NaN or "
-            f"infinity there or earlier; try float32 in place of a lower precision"
+            f"{float(sigma_next):.6g}, in images {images} of the batch: the network returned NaN "
+            f"or infinity there or earlier; try float32 in place of a lower precision"
         )
 
 

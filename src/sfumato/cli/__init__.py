@@ -21,7 +21,7 @@ _USAGE = "usage: sfumato VERB [OPTIONS]    (sfumato VERB --help tells a verb's o
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 done, 1 bad input, 2 bad usage, 130 interrupted."""
+    """Run one verb; return 0 (done), 1 (bad input), 2 (bad usage) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())

@@ -17,7 +17,7 @@ def parse(
     description: str,
     default: Options | None = None,
 ) -> Options:
-    """Return `cls` filled in from the arguments; prints help or a usage error and exits for others."""
+    """Return `cls` filled in from the arguments; help and usage errors print and exit."""
     config = (tyro.conf.AvoidSubcommands,)
     return tyro.cli(
         cls,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import tyro
@@ -18,6 +14,8 @@ from sfumato.errors import ConfigError
 from sfumato.recipes.config import Recipe, difference
 from sfumato.recipes.presets import SUMMARIES, names, recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+
+_BAR = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} images [{remaining} left, {rate_fmt}{postfix}]"
 
 
 @dataclass(frozen=True)
@@ -99,50 +97,30 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     from tqdm import tqdm
 
     from sfumato.recipes.run import Run
+    from sfumato.training.interruption import Interruption
 
-    with _stop_on_signal() as stopped:
-        session = Run.open(config, folder, resume=resume, say=print)
-        with tqdm(
-            total=session.total_images, initial=session.images, unit="image", smoothing=0.05
-        ) as bar:
-            for event in session.steps():
-                if event.message:
-                    bar.write(event.message)
-                bar.update(event.images - bar.n)
-                if event.step % 10 == 0:
-                    bar.set_postfix_str(_postfix(event.loss, session.seconds_left), refresh=False)
-                if stopped():
-                    session.interrupt()
-    if session.interrupted:
-        print(f"stopped at image {session.images:,}; to continue: "
+    with Interruption() as interruption:
+        run = Run.open(config, folder, resume=resume, say=print)
+        print(f"training to {folder} (Ctrl-C stops it and keeps what was learned)")
+        with tqdm(initial=run.images, unit="img", bar_format=_BAR, total=1) as bar:
+            for record in run.steps():
+                if record.message:
+                    bar.write(record.message)
+                bar.total = run.progress.expected_images
+                bar.set_postfix_str(f"loss {record.loss:.4f}", refresh=False)
+                bar.update(record.images - bar.n)
+                if interruption.requested:
+                    run.interrupt()
+    if run.interrupted:
+        print(f"stopped by {interruption.name} at image {run.images:,}; to continue: "
               f"sfumato train --resume {folder}")  # fmt: skip
         return 130
-    print(f"trained on {session.images:,} images in {duration(session.seconds)}")
-    print(f"to sample: sfumato sample {folder} -n 64")
+    print(f"trained on {run.images:,} images in {duration(run.seconds)}")
     if config.run.report:
-        page = session.write_report(say=print)
-        print(f"report: {page}")
+        print(f"report: {run.write_report(print)}")
+    print(f"to sample: sfumato sample {folder} -n 64")
     print(f"run: {folder}")
     return 0
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Any]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; a second SIGINT interrupts at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("\nstopping after this step (once more to stop at once) ...", file=sys.stderr)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def free_folder(wanted: Path) -> Path:
@@ -152,11 +130,6 @@ def free_folder(wanted: Path) -> Path:
         count += 1
         folder = wanted.with_name(f"{wanted.name}-{count}")
     return folder
-
-
-def _postfix(loss: float, seconds_left: float | None) -> str:
-    left = "" if seconds_left is None else f", {duration(seconds_left)} left"
-    return f"loss {loss:.4f}{left}"
 
 
 def _pairs(changed: dict[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.denoiser import Clipped
 from sfumato.errors import ConfigError
@@ -44,18 +46,12 @@ from sfumato.parameterization import (
 from sfumato.protocols import Denoiser, Solver
 from sfumato.recipes.config import ProcessConfig, Recipe, SamplerConfig
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
+from sfumato.training.augmentation import Augment
 from sfumato.training.ema import Constant, HalfLife
 from sfumato.training.noise_sampling import LogNormal, LogUniform, UniformLevels, UniformTime
-from sfumato.training.objectives import (
-    Bound,
-    DataWeight,
-    EDMWeight,
-    MinSNR,
-    Objective,
-    Simple,
-    VWeight,
-)
-from sfumato.training.optimizer import LearningRate
+from sfumato.training.objectives import EDM, Bound, MinSNR, Objective, PlainX0, Simple, V
+from sfumato.training.optimizer import CosineDecay, Decay, LearningRate, LinearDecay, NoDecay
+from sfumato.training.plan import Plan
 
 _BETAS = {
     "linear": linear_betas,
@@ -94,7 +90,7 @@ def network_of(
     """Build the network for images of `shape` (channels, height, width), seeded by the recipe."""
     channels, height, width = shape
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)
         network = build_network(
             recipe.network,
             in_channels=channels,
@@ -107,7 +103,7 @@ def network_of(
     return network.to(device)
 
 
-def adapt(recipe: Recipe, network: Network) -> Adapted:
+def adapt(recipe: Recipe, network: nn.Module) -> Adapted:
     """Adapt the network to a denoiser; the recipe's sigma_data must be known."""
     config = recipe.process
     var = unit_gaussian if recipe.variance == "unit-gaussian" else zero_variance
@@ -138,11 +134,11 @@ def objective_of(recipe: Recipe, half_bin: float) -> Objective:
         case "simple":
             return Simple()
         case "edm":
-            return EDMWeight(recipe.process.sigma_data or 0.5)
+            return EDM(recipe.process.sigma_data or 0.5)
         case "v":
-            return VWeight()
+            return V()
         case "x0":
-            return DataWeight()
+            return PlainX0()
         case "min-snr":
             return MinSNR(recipe.min_snr)
         case "bound":
@@ -172,15 +168,40 @@ def ema_of(recipe: Recipe) -> HalfLife | Constant:
     return HalfLife(recipe.ema.halflife_images, recipe.ema.ramp_up)
 
 
-def learning_rate_of(recipe: Recipe) -> LearningRate:
-    """Return the learning rate as a function of images."""
+def decay_of(recipe: Recipe) -> Decay:
+    """Return what the learning rate does over the whole training."""
+    match recipe.optimizer.decay:
+        case "constant":
+            return NoDecay()
+        case "cosine":
+            return CosineDecay(recipe.images)
+        case "linear":
+            return LinearDecay(recipe.images)
+
+
+def plan_of(recipe: Recipe, half_bin: float, classes: int, decay: Decay) -> Plan:
+    """Return how to train: the recipe's words as one value of the training layer."""
     o = recipe.optimizer
-    return LearningRate(o.learning_rate, o.ramp_images, o.decay, recipe.images)
+    return Plan(
+        adapt=lambda network: adapt(recipe, network),
+        objective=objective_of(recipe, half_bin),
+        noise=distribution_of(recipe),
+        learning_rate=LearningRate(o.learning_rate, o.ramp_images, decay),
+        averaging=ema_of(recipe),
+        seed=recipe.seed,
+        sigma_data=recipe.process.sigma_data or 0.5,
+        antithetic=recipe.noise.antithetic,
+        augment=Augment(recipe.augment) if recipe.augment else None,
+        classes=classes,
+        micro_batch=recipe.micro_batch or None,
+        clip_norm=o.clip or None,
+        betas=(0.9, o.beta2),
+    )
 
 
-def solver_of(config: SamplerConfig) -> Solver[object]:
+def solver_of(config: SamplerConfig) -> Solver[Any]:
     """Return the solver, wrapped in churn where asked."""
-    solver: Solver[object]
+    solver: Solver[Any]
     match config.solver:
         case "heun":
             solver = Heun(config.alpha)
@@ -195,7 +216,9 @@ def solver_of(config: SamplerConfig) -> Solver[object]:
     if config.churn:
         if config.solver in ("ddim", "ancestral"):
             raise ConfigError(f"churn wraps heun or euler, not {config.solver}")
-        solver = Churn(solver, config.churn, config.churn_low, config.churn_high, config.churn_noise)
+        solver = Churn(
+            solver, config.churn, config.churn_low, config.churn_high, config.churn_noise
+        )
     return solver
 
 

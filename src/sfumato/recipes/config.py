@@ -1,4 +1,4 @@
-"""A whole experiment as plain, frozen values: every field is a command-line option and a line of TOML.
+"""A whole experiment as plain, frozen values; every field is an option and a line of TOML.
 
 No torch here, so that `--help` answers quickly. `build` turns these names into working values.
 """
@@ -30,7 +30,7 @@ class ProcessConfig:
     """The noise levels the network knows, and how it sees them."""
 
     kind: ProcessKind = "edm"
-    """edm, a ladder made from betas (DDPM), Score-SDE's vp, subvp or ve, or ncsn's geometric ladder."""
+    """edm, a ladder from betas (DDPM), Score-SDE's vp, subvp or ve, or ncsn's geometric ladder."""
     steps: int = 1000
     """Levels of a ladder (ladder, ncsn)."""
     betas: Betas = "linear"
@@ -42,7 +42,7 @@ class ProcessConfig:
     high: float = 80.0
     """Highest sigma (edm, ve, ncsn)."""
     sigma_data: float | None = None
-    """Standard deviation of the data in [-1, 1] units (edm); measured on the training set if unset."""
+    """Standard deviation of the data in [-1, 1] (edm); measured on the training set if unset."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class NoiseConfig:
     """How training draws noise levels."""
 
     draws: Draws = "log-normal"
-    """log-normal sigma, uniform over a ladder's levels, uniform in time (vp, subvp), or in ln sigma."""
+    """log-normal sigma, uniform over a ladder's levels, in time (vp, subvp), or in ln sigma."""
     mean: float = -1.2
     """Mean of ln sigma (log-normal): EDM's P_mean."""
     std: float = 1.2
@@ -194,7 +194,7 @@ def _check(recipe: Recipe) -> None:
     if n.draws == "time" and p.kind not in ("vp", "subvp"):
         problems.append("draws time needs process kind vp or subvp")
     if not 0 < p.low < p.high:
-        problems.append(f"process low and high must satisfy 0 < low < high, not {p.low}, {p.high}")
+        problems.append(f"process needs 0 < low < high, not {p.low} and {p.high}")
     if problems:
         raise ConfigError("the recipe does not fit together: " + "; ".join(problems))
 

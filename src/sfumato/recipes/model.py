@@ -17,12 +17,13 @@ from sfumato.data.pixels import PixelFormat, from_model
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
 from sfumato.parameterization import Adapted
-from sfumato.protocols import Denoiser
 from sfumato.randomness import derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe, SamplerConfig, from_toml
 from sfumato.sampling import generate
-from sfumato.training.checkpoint import find_checkpoint, load_weights
+from sfumato.training.checkpoint import DESCRIPTION, load_checkpoint, load_weights
+from sfumato.training.history import latest_checkpoint
+from sfumato.training.precision import Precision
 
 RawImages = NDArray[np.generic]
 
@@ -38,11 +39,24 @@ class Model:
     path: Path | None = None
     images_seen: int = 0
     weights: str = "ema"
+    precision: str = "float32"
 
     @property
     def denoiser(self) -> Adapted:
         """The network as a denoiser of images in [-1, 1]; classes unbound."""
         return build.adapt(self.recipe, self.network)
+
+    def set_precision(self, name: str) -> None:
+        """Choose the arithmetic of the network's body: "float32", "bfloat16"; "auto" keeps it."""
+        if name != "auto":
+            chosen = Precision(name, channels_last=True)
+            chosen.apply(self.network)
+            object.__setattr__(self, "precision", str(chosen))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
 
     def class_index(self, name: str) -> int:
         """Return the index of a class by name or number; ConfigError suggests the nearest."""
@@ -75,13 +89,11 @@ class Model:
         config = sampler or self.recipe.sampler
         if not seeds:
             raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
-        denoise = self.denoiser
-        grid = build.grid_of(config, denoise)
+        grid = build.grid_of(config, self.denoiser)
         solver = build.solver_of(config)
-        device = next(self.network.parameters()).device
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
-            bound = self._bound(denoise, part, label, config.batch)
+            bound = self.bound(part, label, config.batch)
             finished = generate(
                 build.sampler_denoiser(config, bound),
                 solver,
@@ -89,7 +101,7 @@ class Model:
                 self.format.shape,
                 part,
                 batch=config.batch,
-                device=device,
+                device=self.device,
             )
             for x in finished:
                 yield from_model(x.cpu(), self.format)
@@ -106,15 +118,16 @@ class Model:
         seeds = range(seed, seed + n)
         return np.concatenate(list(self.samples(seeds, label=label, sampler=sampler)))
 
-    def _bound(
-        self, denoise: Adapted, seeds: Sequence[int], label: str | None, batch: int
-    ) -> Denoiser:
+    def bound(
+        self, seeds: Sequence[int], label: str | None = None, batch: int | None = None
+    ) -> Adapted:
+        """Return the denoiser with the classes of these images bound, padded to `batch` rows."""
         labels = self.labels_for(seeds, label)
         if labels is None:
-            return denoise
-        device = next(self.network.parameters()).device
-        padded = torch.cat([labels, labels[-1:].expand(batch - len(labels), -1)])
-        return denoise.given(class_labels=padded.to(device))
+            return self.denoiser
+        missing = (batch or len(seeds)) - len(seeds)
+        padded = torch.cat([labels, labels[-1:].expand(missing, -1)])
+        return self.denoiser.given(class_labels=padded.to(self.device))
 
 
 def class_index(classes: Sequence[str], name: str) -> int:
@@ -135,12 +148,19 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
     `weights` is "ema" (the moving average, for sampling) or "network" (the raw ones).
     Raises CheckpointError where there is none, or it is damaged or of another version.
     """
-    where = find_checkpoint(Path(path))
-    description, tensors = load_weights(where, weights)
-    recipe = from_toml(description["recipe"])
-    form = PixelFormat.from_toml(description["format"])
-    classes = tuple(description.get("classes", ()))
+    where = Path(path)
+    if not (where / DESCRIPTION).is_file():
+        where = latest_checkpoint(where).path
+    checkpoint = load_checkpoint(where, training=weights != "ema")
+    tensors = checkpoint.ema if weights == "ema" else checkpoint.network
+    assert tensors is not None
+    about = checkpoint.describe
+    recipe = from_toml(about["recipe"])
+    form = PixelFormat.from_toml(about["data"]["format"])
+    classes = tuple(about["data"].get("classes", ()))
     network = build.network_of(recipe, form.shape, len(classes), device=device)
-    network.load_state_dict(tensors)
+    load_weights(network, tensors, where)
     network.eval().requires_grad_(False)
-    return Model(recipe, network, form, classes, where, int(description["images_seen"]), weights)
+    precision = Precision(**about["precision"])
+    precision.apply(network)
+    return Model(recipe, network, form, classes, where, checkpoint.images, weights, str(precision))

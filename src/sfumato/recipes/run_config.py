@@ -14,7 +14,6 @@ import tomli_w
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.recipes.config import Recipe, from_toml, to_toml
 
-
 T = TypeVar("T")
 
 
@@ -47,7 +46,7 @@ class Bookkeeping:
     """When to look, save and stop."""
 
     minutes: float = 0.0
-    """Stop after so many minutes of training, the learning rate's decay fitted to them; 0: never."""
+    """Stop after so many minutes of training, the decay fitted to them; 0: no limit."""
     log_every: int = 50
     """Steps between lines of log.jsonl."""
     sample_every: int = 0

@@ -36,7 +36,7 @@ class SampleWriter:
 
     def add(self, images: RawImages) -> None:
         """Write raw images [n, C, H, W], named by their seed."""
-        save_images(images, self.model.format, self.folder, first=self.seed + self.count)
+        save_images(images, self.model.format, self.folder, start=self.seed + self.count)
         if self.count < _SHOWN:
             self.shown.append(images[: _SHOWN - self.count])
         self.count += len(images)
@@ -44,7 +44,7 @@ class SampleWriter:
     def close(self, seconds: float) -> Path:
         """Write the grid and the record; return the grid's path."""
         grid = self.folder / "grid.png"
-        save_png(grid, image_grid(np.concatenate(self.shown)))
+        save_png(image_grid(np.concatenate(self.shown)), grid)
         sampler = {key: value for key, value in asdict(self.sampler).items() if value is not None}
         device = str(next(self.model.network.parameters()).device)
         record = {

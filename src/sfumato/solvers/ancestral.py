@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,8 +19,8 @@ class Ancestral:
     On a sub-sequence with `unit_gaussian` it is the sigma-hat sampler of DDIM's Table 1.
     """
 
-    order: ClassVar[int] = 1
-    invertible: ClassVar[bool] = False
+    order: int = field(default=1, init=False, repr=False)
+    invertible: bool = field(default=False, init=False, repr=False)
 
     def start(self, x: Tensor, sigmas: Tensor) -> None:
         """Return no state."""
@@ -52,7 +51,7 @@ class DDIM:
     """
 
     eta: float = 0.0
-    order: ClassVar[int] = 1
+    order: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

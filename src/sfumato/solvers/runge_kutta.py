@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,8 +15,8 @@ from sfumato.randomness import Noise
 class Euler:
     """Euler's method: order 1, one evaluation a step. It is DDIM with eta = 0 (DDIM eq. 13)."""
 
-    order: ClassVar[int] = 1
-    invertible: ClassVar[bool] = True
+    order: int = field(default=1, init=False, repr=False)
+    invertible: bool = field(default=True, init=False, repr=False)
 
     def start(self, x: Tensor, sigmas: Tensor) -> None:
         """Return no state."""
@@ -45,8 +44,8 @@ class Heun:
     """
 
     alpha: float = 1.0
-    order: ClassVar[int] = 2
-    invertible: ClassVar[bool] = True
+    order: int = field(default=2, init=False, repr=False)
+    invertible: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:

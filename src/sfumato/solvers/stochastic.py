@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class Churn(Generic[State]):
     low: float = 0.0
     high: float = math.inf
     inflation: float = 1.0
-    invertible: ClassVar[bool] = False
+    invertible: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (self.amount >= 0 and self.low <= self.high and self.inflation > 0):

@@ -61,8 +61,8 @@ def choose_precision(
 
     The network (with `set_compute`) is called as network(x, noise_label [B], **conditions [1, n]).
     The first candidate is kept unless another is `margin` times as fast. About `budget` seconds;
-    the network's weights and torch's random state are left as they were, its gradients cleared, and its
-    arithmetic set to the choice. Not reproducible, so ask once and record the answer.
+    the network's weights and torch's random state are left as they were, its gradients cleared, and
+    its arithmetic set to the choice. Not reproducible, so ask once and record the answer.
     """
     if not hasattr(network, "set_compute"):
         return Choice(candidates[0], f"{candidates[0]} (this network offers no choice)")

@@ -19,7 +19,6 @@ from sfumato.errors import ConfigError
 from sfumato.networks.base import Network, attending, pad_to_multiple
 from sfumato.networks.blocks import Block, Resolution, SelfAttention, Style
 from sfumato.networks.build import build_network
-from sfumato.networks.compute import measure_compute
 from sfumato.networks.config import ADMConfig, NetworkConfig, UNetConfig
 from sfumato.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from sfumato.networks.layers import (
@@ -539,21 +538,6 @@ def test_state_dict_round_trip(config: NetworkConfig):
     other.load_state_dict(network.state_dict())
     x, level = inputs()
     assert torch.equal(network(x, level), other(x, level))
-
-
-def test_measuring_leaves_no_trace():
-    network = make(CONFIGS["ddpmpp"])
-    x, _ = inputs()
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    results = measure_compute(network, x, repeats=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert [r.images_per_second for r in results] == sorted(
-        (r.images_per_second for r in results), reverse=True
-    )
-    assert (network.compute_dtype, network.channels_last) == (torch.float32, False)
-    assert not network.training
-    assert all(p.grad is None for p in network.parameters())
 
 
 # ---- bad input

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -461,8 +462,6 @@ class Paced(nn.Module):
         self.dtype, self.last = dtype, channels_last
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        import time
-
         time.sleep(self.seconds[self.dtype])
         torch.rand(3)
         return self.gain * x
@@ -472,7 +471,7 @@ class Paced(nn.Module):
 def test_the_faster_arithmetic_is_chosen_and_said(bf16: float, chosen: str) -> None:
     network = Paced({torch.float32: 0.03, torch.bfloat16: bf16})
     before = torch.get_rng_state()
-    choice = choose_precision(network, (4, 1, 2, 2), budget=0.3)
+    choice = choose_precision(network, (4, 1, 2, 2), budget=0.3, margin=1.5)
     assert choice.precision.dtype == chosen
     assert network.dtype == getattr(torch, chosen)
     assert network.last == choice.precision.channels_last == (chosen == "bfloat16")

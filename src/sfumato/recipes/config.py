@@ -186,7 +186,7 @@ def _check(recipe: Recipe) -> None:
         problems.append("the objective bound needs a ladder (process kind ladder or ncsn)")
     if p.zero_terminal_snr and recipe.predicts not in ("v", "x0"):
         problems.append(
-            f"a network that predicts {recipe.predicts} says nothing about x0 at zero terminal SNR: "
+            f"a network that predicts {recipe.predicts} tells nothing of x0 at zero terminal SNR: "
             "choose predicts v or x0"
         )
     if (n.draws == "levels") != on_ladder:

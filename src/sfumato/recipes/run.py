@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
+
+import torch
 
 from sfumato.data.images import Images, Subset
 from sfumato.data.loader import Batches, one_pass
@@ -18,13 +20,13 @@ from sfumato.recipes.config import Recipe, to_toml
 from sfumato.recipes.environment import pick_device, set_threads
 from sfumato.recipes.model import Model
 from sfumato.recipes.preview import Preview
+from sfumato.recipes.progress import FittedDecay, Progress
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 from sfumato.recipes.run_log import RunLog
 from sfumato.training.checkpoint import expect_same, load_checkpoint, restore, save_checkpoint
 from sfumato.training.history import latest_checkpoint, prune
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
-from sfumato.training.optimizer import Decay
 from sfumato.training.precision import Choice, Precision, choose_precision
 from sfumato.training.state import TrainState
 from sfumato.training.statistics import measure_sigma_data
@@ -34,46 +36,6 @@ _SAVE_SECONDS = 300.0
 _PREVIEWS = 10
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Progress:
-    """How far a run is: by images, or by the clock where it has a time limit."""
-
-    total_images: int
-    limit_seconds: float
-    images: int = 0
-    seconds: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """0 at the start, 1 at the end."""
-        clock = self.seconds / self.limit_seconds if self.limit_seconds else 0.0
-        return min(max(self.images / self.total_images, clock), 1.0)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimate of the time to go, None before the first step."""
-        return self.seconds * (1 / self.share - 1) if self.share and self.seconds else None
-
-    @property
-    def expected_images(self) -> int:
-        """Estimate of the images seen at the end."""
-        return round(self.images / self.share) if self.share else self.total_images
-
-
-@dataclass(frozen=True)
-class FittedDecay:
-    """A decay that ends with the run, whether images or the clock end it."""
-
-    decay: Decay
-    progress: Progress
-
-    def factor(self, images: float) -> float:
-        """Return the decay's factor at the run's progress (at `images` where there is no limit)."""
-        if not self.progress.limit_seconds:
-            return self.decay.factor(images)
-        return self.decay.factor(self.progress.share * self.progress.total_images)
 
 
 def open_data(config: DataConfig, path: str) -> Images:
@@ -310,7 +272,8 @@ class Run:
         if self.recipe.precision != "auto":
             return Precision(self.recipe.precision, channels_last=True)
         shape = (min(self.recipe.batch, 32), *self.images_set.format.shape)
-        choice: Choice = choose_precision(network, shape)
+        told = {"class_labels": torch.zeros(1, len(self.classes))} if self.classes else None
+        choice: Choice = choose_precision(network, shape, conditions=told)
         self.say(f"arithmetic: {choice.sentence}")
         return choice.precision
 

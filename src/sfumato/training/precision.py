@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -37,7 +37,11 @@ class Precision:
         return self.dtype + (" with channels last" if self.channels_last else "")
 
 
-CANDIDATES = (Precision(), Precision("bfloat16", channels_last=True))
+CANDIDATES = (
+    Precision(),
+    Precision(channels_last=True),
+    Precision("bfloat16", channels_last=True),
+)
 
 
 @dataclass(frozen=True)
@@ -52,64 +56,62 @@ def choose_precision(
     network: nn.Module,
     shape: Sequence[int],
     *,
-    conditions: dict[str, Tensor] | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
     candidates: Sequence[Precision] = CANDIDATES,
-    budget: float = 4.0,
+    budget: float = 5.0,
     margin: float = 1.1,
 ) -> Choice:
-    """Time training steps of a network on random images of `shape` [B, C, H, W], at most 32.
+    """Time training steps of a network on random images of `shape` [B, C, H, W] and choose.
 
-    The network (with `set_compute`) is called as network(x, noise_label [B], **conditions [1, n]).
-    The first candidate is kept unless another is `margin` times as fast. About `budget` seconds;
-    the network's weights and torch's random state are left as they were, its gradients cleared, and
-    its arithmetic set to the choice. Not reproducible, so ask once and record the answer.
+    The network (with `set_compute`) is called as network(x, noise_label [B], **conditions [1, n]),
+    with at most B images and as few as fit the budget of seconds. The first candidate is kept
+    unless another is `margin` times as fast. Weights and torch's random state are left as they
+    were, gradients cleared, and the network's arithmetic set to the choice. Not reproducible, so
+    ask once and record the answer.
     """
     if not hasattr(network, "set_compute"):
         return Choice(candidates[0], f"{candidates[0]} (this network offers no choice)")
     body = cast("Computes", network)
     device = next(network.parameters()).device
     usable = [c for c in candidates if _supported(c, device)]
-    batch = min(shape[0], 32)
     rates = dict.fromkeys(usable, 0.0)
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=_kind(device)):
-        x = torch.randn(batch, *shape[1:], device=device)
+
+    def rate(candidate: Precision, batch: int) -> float:
+        """Images a second of one forward and backward pass."""
+        candidate.apply(body)
+        x, label = torch.randn(batch, *shape[1:], device=device), torch.zeros(batch, device=device)
         told = {n: c.expand(batch, -1).to(device) for n, c in (conditions or {}).items()}
+        start = _now(device)
+        network(x, label, **told).square().mean().backward()
+        seconds = _now(device) - start
+        network.zero_grad(set_to_none=True)
+        return batch / seconds
 
-        def step() -> None:
-            label = torch.zeros(batch, device=device)
-            network(x, label, **told).square().mean().backward()
-            network.zero_grad(set_to_none=True)
-
-        end = time.perf_counter() + budget
-        for _ in range(8):
+    end = time.perf_counter() + budget
+    kind = "cuda" if device.type == "cpu" else device.type
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=kind):
+        first = max(rate(c, min(shape[0], 4)) for c in usable)
+        # A warm-up and about four rounds in the budget.
+        batch = max(min(int(first * budget / (5 * len(usable))), shape[0], 64), min(shape[0], 4))
+        for c in usable:
+            rate(c, batch)
+        for number in range(10):
             # In turns, and the best of each: what else the machine does weighs on all alike.
-            for candidate in usable:
-                candidate.apply(body)
-                rates[candidate] = max(rates[candidate], batch / _timed(step, device))
-            if time.perf_counter() > end:
+            for c in usable:
+                rates[c] = max(rates[c], rate(c, batch))
+            if number and time.perf_counter() > end:
                 break
     best = max(usable, key=lambda c: rates[c])
     chosen = best if rates[best] > margin * rates[usable[0]] else usable[0]
     chosen.apply(body)
-    measured = ", ".join(f"{c} {rates[c]:.3g} images/s" for c in usable)
-    return Choice(chosen, f"{chosen} (measured in training: {measured})")
+    measured = ", ".join(f"{c} {rates[c]:.3g}" for c in usable)
+    return Choice(chosen, f"{chosen} (images/s measured in training: {measured})")
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    step()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _kind(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type
+    return time.perf_counter()
 
 
 def _supported(candidate: Precision, device: torch.device) -> bool:

@@ -1,0 +1,408 @@
+"""Recipes: published settings, files, contradictions, and that every one trains and samples."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+
+from recipe_helpers import QUIET, in_memory, small
+from sfumato.errors import ConfigError
+from sfumato.networks.config import ADMConfig, UNetConfig
+from sfumato.recipes import build
+from sfumato.recipes.config import (
+    NoiseConfig,
+    ProcessConfig,
+    Recipe,
+    SamplerConfig,
+    difference,
+    from_toml,
+    to_toml,
+)
+from sfumato.recipes.presets import names, recipe
+from sfumato.recipes.run import Run
+from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+
+F64 = torch.float64
+
+
+def through_a_file(value: Recipe) -> Recipe:
+    return from_toml(tomllib.loads(tomli_w.dumps(to_toml(value))))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_survives_its_file(name: str) -> None:
+    assert through_a_file(recipe(name)) == recipe(name)
+
+
+def test_every_unusual_field_survives_its_file() -> None:
+    value = Recipe(
+        network=ADMConfig(width=8, multipliers=(1,), attention=()),
+        process=ProcessConfig(sigma_data=0.25),
+        sampler=SamplerConfig(sigma_min=0.01, sigma_max=10.0, churn_high=float("inf"), clip=True),
+        seed=7,
+    )
+    assert through_a_file(value) == value
+    assert through_a_file(value).process.sigma_data == 0.25
+
+
+def test_a_run_config_survives_its_file(tmp_path: Path) -> None:
+    config = RunConfig(
+        recipe("ncsn-tiny"),
+        DataConfig(data="x", size=(9, 13), value_range=(0.0, 2.5), layout="NCHW", classes=True),
+        Bookkeeping(minutes=1.5, threads=3),
+    )
+    config.write(tmp_path / "config.toml")
+    assert RunConfig.read(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("edn", "'edm'"), ("ddpm-tinny", "'ddpm-tiny'"), ("subvpp", "'subvp'"), ("EDM", None)],
+)
+def test_an_unknown_recipe_suggests_the_nearest(wrong: str, near: str | None) -> None:
+    with pytest.raises(ConfigError, match="unknown recipe") as error:
+        recipe(wrong)
+    if near:
+        assert f"did you mean {near}?" in str(error.value)
+    assert "ncsn" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("batchsize",), 3, "batchsize"),
+        (("optimizer", "learningrate"), 3, "learningrate"),
+        (("network", "widht"), 3, "widht"),
+        (("network", "kind"), "vit", "vit"),
+        (("batch",), "big", "batch"),
+        (("batch",), 1.5, "batch"),
+        (("flip",), "false", "flip"),
+        (("sampler", "steps"), "many", "steps"),
+        (("sampler", "solver"), "hoin", "solver"),
+        (("process", "kind"), "edmm", "kind"),
+        (("network",), 3, "network"),
+        (("optimizer",), 3, "optimizer"),
+        (("network", "multipliers"), 2, "multipliers"),
+        (("network", "multipliers"), ["a"], "multipliers"),
+    ],
+)
+def test_a_wrong_entry_of_a_file_is_named(path: tuple[str, ...], value: object, named: str) -> None:
+    tables = to_toml(recipe("edm-tiny"))
+    place = tables
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ConfigError, match=named):
+        from_toml(tables)
+
+
+def test_a_whole_number_is_a_float_in_a_file() -> None:
+    tables = to_toml(recipe("edm"))
+    tables["process"]["high"] = 80
+    assert from_toml(tables) == recipe("edm")
+    assert isinstance(from_toml(tables).process.high, float)
+
+
+def test_published_settings_of_ddpm() -> None:
+    # Ho et al. 2020, appendix B, and the published code's run_cifar.
+    r = recipe("ddpm")
+    assert (r.process.kind, r.process.steps, r.process.betas) == ("ladder", 1000, "linear")
+    assert r.optimizer.learning_rate == 2e-4
+    assert r.optimizer.ramp_images == 5000 * 128
+    assert r.optimizer.clip == 1.0
+    assert (r.batch, r.images) == (128, 128 * 800_000)
+    assert (r.ema.kind, r.ema.decay) == ("constant", 0.9999)
+    assert r.flip and r.augment == 0
+    assert (r.predicts, r.objective, r.variance) == ("noise", "simple", "unit-gaussian")
+    assert (r.sampler.solver, r.sampler.steps) == ("ancestral", 1000)
+    assert isinstance(r.network, UNetConfig)
+    assert (r.network.width, r.network.multipliers, r.network.blocks) == (128, (1, 2, 2, 2), 2)
+    assert (r.network.attention, r.network.dropout) == ((16,), 0.1)
+    levels = build.process_of(r.process)
+    # Linear betas from 1e-4 to 0.02: sigma_1^2 = beta_1 / (1 - beta_1).
+    assert levels is not None
+    assert levels.range.low == pytest.approx((1e-4 / (1 - 1e-4)) ** 0.5, rel=1e-12)
+    abar = np.prod(1 - np.linspace(1e-4, 0.02, 1000))
+    assert levels.range.high == pytest.approx((1 / abar - 1) ** 0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["edm", "edm-ve"])
+def test_published_settings_of_edm(name: str) -> None:
+    # Karras et al. 2022, Tables 1, 7 and appendix F.3 (CIFAR-10).
+    r = recipe(name)
+    assert (r.optimizer.learning_rate, r.optimizer.ramp_images) == (1e-3, 10_000_000)
+    assert (r.optimizer.beta2, r.optimizer.clip) == (0.999, 0.0)
+    assert (r.batch, r.images) == (512, 200_000_000)
+    assert (r.ema.kind, r.ema.halflife_images, r.ema.ramp_up) == ("half-life", 500_000, 0.05)
+    assert r.augment == 0.12
+    assert (r.noise.mean, r.noise.std) == (-1.2, 1.2)
+    assert (r.process.low, r.process.high) == (0.002, 80.0)
+    assert (r.sampler.solver, r.sampler.steps, r.sampler.rho) == ("heun", 18, 7.0)
+    assert isinstance(r.network, UNetConfig)
+    assert (r.network.width, r.network.multipliers, r.network.blocks) == (128, (2, 2, 2), 4)
+    assert (r.network.attention, r.network.dropout) == ((16,), 0.13)
+    assert (r.network.encoder == "residual") == (name == "edm-ve")
+
+
+def test_published_settings_of_score_sde_and_ncsn() -> None:
+    # Song et al. 2021: VE from 0.01 to 50; EMA 0.9999 for VP, 0.999 for VE. NCSNv2: 232 levels.
+    assert recipe("vp").ema.decay == recipe("subvp").ema.decay == 0.9999
+    assert recipe("ve").ema.decay == 0.999
+    assert (recipe("ve").process.low, recipe("ve").process.high) == (0.01, 50.0)
+    for name in ("vp", "ve", "subvp"):
+        r = recipe(name)
+        assert (r.optimizer.learning_rate, r.optimizer.clip, r.batch) == (2e-4, 1.0, 128)
+    ncsn = recipe("ncsn").process
+    assert (ncsn.kind, ncsn.steps, ncsn.low, ncsn.high) == ("ncsn", 232, 0.01, 50.0)
+
+
+LADDER = {"process": ProcessConfig(kind="ladder"), "noise": NoiseConfig(draws="levels")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": 0}, "images and batch must be at least 1"),
+        ({"batch": 0}, "images and batch must be at least 1"),
+        ({"micro_batch": -1}, "micro_batch at least 0"),
+        ({"batch": 6, "micro_batch": 4}, "micro_batch 4 must divide batch 6"),
+        ({"augment": 1.5}, r"probability in \[0, 1\], not 1.5"),
+        ({"augment": -0.1}, "probability"),
+        ({"predicts": "noise"}, "predicts edm belongs to process kind edm"),
+        ({"process": ProcessConfig(kind="vp")}, "predicts edm belongs to process kind edm"),
+        ({"predicts": "mean", "process": ProcessConfig(kind="vp")}, "mean needs a ladder"),
+        ({"objective": "bound"}, "bound needs a ladder"),
+        (
+            {
+                "process": ProcessConfig(kind="ladder", zero_terminal_snr=True),
+                "noise": NoiseConfig(draws="levels"),
+                "predicts": "noise",
+            },
+            "zero terminal SNR: choose predicts v or x0",
+        ),
+        ({"noise": NoiseConfig(draws="levels")}, "draws levels belongs to a ladder"),
+        ({**LADDER, "noise": NoiseConfig(), "predicts": "v"}, "draws levels belongs to a ladder"),
+        ({"noise": NoiseConfig(draws="time")}, "draws time needs process kind vp or subvp"),
+        ({"process": ProcessConfig(low=1.0, high=1.0)}, "0 < low < high"),
+        ({"process": ProcessConfig(low=0.0)}, "0 < low < high"),
+        ({"process": ProcessConfig(sigma_data=0.0)}, "sigma_data"),
+        ({"noise": NoiseConfig(std=0.0)}, "std"),
+        ({**LADDER, "predicts": "v", "process": ProcessConfig(kind="ladder", steps=1)}, "steps"),
+        ({"min_snr": 0.0}, "min_snr"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_reason(
+    changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Recipe(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"eta": 0.5}, "eta belongs to the ddim solver"),
+        ({"solver": "ddim", "churn": 1.0}, "churn wraps heun or euler"),
+        ({"solver": "ancestral", "churn": 1.0}, "churn wraps heun or euler"),
+        ({"solver": "ddim", "eta": 1.5}, r"eta lies in \[0, 1\]"),
+        ({"solver": "ddim", "eta": -0.1}, r"eta lies in \[0, 1\]"),
+        ({"alpha": 0.0}, "alpha lies in"),
+        ({"churn": -1.0}, "churn"),
+        ({"steps": 0}, "steps"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        build.solver_of(SamplerConfig(**changes))  # type: ignore[arg-type]
+
+
+def test_the_difference_of_recipes_names_fields() -> None:
+    ours = replace(recipe("edm"), batch=64, sampler=SamplerConfig(steps=9))
+    assert difference(ours, recipe("edm")) == {"batch": 64, "sampler.steps": 9}
+    assert difference(recipe("edm"), recipe("edm")) == {}
+
+
+def trained(chosen: Recipe, folder: Path, **data: int) -> Run:
+    images = in_memory(**data)
+    config = RunConfig(chosen, DataConfig(classes=bool(data.get("classes"))), QUIET)
+    run = Run.open(config, folder, images=images)
+    losses = [record.loss for record in run.steps()]
+    assert len(losses) == chosen.images // chosen.batch
+    assert np.isfinite(losses).all()
+    return run
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_trains_and_samples(name: str, tmp_path: Path) -> None:
+    run = trained(small(name), tmp_path)
+    raw = run.model().sample(2)
+    assert raw.shape == (2, 1, 8, 8)
+    assert raw.dtype == np.uint8
+    # Not saturated: the chain ends at x0, not at the prior's scale.
+    assert len(np.unique(raw)) > 8
+    # Different seeds are different pictures.
+    assert (raw[0] != raw[1]).any()
+
+
+LADDERS = ("ladder", "ncsn")
+DRAWS = {"edm": "log-normal", "vp": "time", "subvp": "time", "ve": "log-uniform"}
+PREDICTS = ("edm", "noise", "x0", "v", "mean", "score")
+OBJECTIVES = ("edm", "simple", "bound", "v", "x0", "min-snr")
+
+
+def meaningful(kind: str, predicts: str, objective: str) -> bool:
+    if (kind == "edm") != (predicts == "edm"):
+        return False
+    return kind in LADDERS or (predicts != "mean" and objective != "bound")
+
+
+def combination(kind: str, predicts: str, objective: str) -> Recipe:
+    process = ProcessConfig(kind=kind, steps=8, low=0.01, high=50.0, sigma_data=0.5)  # type: ignore[arg-type]
+    draws = DRAWS.get(kind, "levels")
+    grid = "uniform" if kind in LADDERS else "karras"
+    base = small("edm-tiny", steps=1)
+    return replace(
+        base,
+        process=process,
+        noise=NoiseConfig(draws=draws),  # type: ignore[arg-type]
+        predicts=predicts,
+        objective=objective,
+        sampler=SamplerConfig(grid=grid, steps=3, batch=2),
+    )
+
+
+@pytest.mark.parametrize("kind", ["edm", "ladder", "vp", "subvp", "ve", "ncsn"])
+def test_every_meaningful_combination_trains_and_the_others_are_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    count = 0
+    for predicts in PREDICTS:
+        for objective in OBJECTIVES:
+            if not meaningful(kind, predicts, objective):
+                with pytest.raises(ConfigError, match="does not fit together"):
+                    combination(kind, predicts, objective)
+                continue
+            trained(combination(kind, predicts, objective), tmp_path / f"{predicts}-{objective}")
+            count += 1
+    assert count == {"edm": 5, "ladder": 30, "ncsn": 30}.get(kind, 20)
+
+
+SOLVERS = (
+    {"solver": "heun"},
+    {"solver": "heun", "alpha": 0.5},
+    {"solver": "euler"},
+    {"solver": "ddim"},
+    {"solver": "ddim", "eta": 1.0},
+    {"solver": "ancestral"},
+    {"solver": "heun", "churn": 2.0},
+    {"solver": "euler", "churn": 2.0},
+)
+
+
+@pytest.mark.parametrize("kind", ["edm", "ladder", "vp", "subvp", "ve", "ncsn"])
+def test_every_adapter_samples_with_every_solver(kind: str, tmp_path: Path) -> None:
+    for predicts in PREDICTS:
+        if not meaningful(kind, predicts, "simple"):
+            continue
+        model = trained(combination(kind, predicts, "simple"), tmp_path / predicts).model()
+        for solver in SOLVERS:
+            sampler = replace(model.recipe.sampler, **solver)  # type: ignore[arg-type]
+            if kind in LADDERS and solver.get("alpha", 1.0) != 1.0:
+                # The midpoint is no trained level.
+                with pytest.raises(ConfigError, match="alpha"):
+                    model.sample(2, sampler=sampler)
+                continue
+            raw = model.sample(2, sampler=sampler)
+            assert raw.shape == (2, 1, 8, 8)
+            assert raw.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["ladder", "ncsn", "edm", "vp", "ve"])
+@pytest.mark.parametrize("grid", ["karras", "vp", "ve", "iddpm", "geometric"])
+def test_named_grids_lie_inside_the_trained_range_and_on_the_ladder(kind: str, grid: str) -> None:
+    denoise = build.adapt(
+        combination(kind, "edm" if kind == "edm" else "v", "simple"), torch.nn.Identity()
+    )
+    sampler = SamplerConfig(grid=grid, steps=6)  # type: ignore[arg-type]
+    sigmas = build.grid_of(sampler, denoise)
+    denoise.range.check(sigmas)
+    assert sigmas.dtype == F64
+    assert (sigmas.diff() < 0).all()
+    assert sigmas[-1] == 0
+    assert 2 <= len(sigmas) <= 7
+    if kind in LADDERS:
+        assert denoise.range.levels is not None
+        assert set(sigmas[:-1].tolist()) <= set(denoise.range.levels.tolist())
+    elif grid in ("karras", "ve", "geometric"):
+        # These are laid over the range itself.
+        assert len(sigmas) == 7
+        torch.testing.assert_close(float(sigmas[0]), denoise.range.high)
+        torch.testing.assert_close(float(sigmas[-2]), denoise.range.low)
+
+
+def ladder(steps: int = 8) -> build.Adapted:
+    value = replace(
+        combination("ladder", "v", "simple"), process=ProcessConfig(kind="ladder", steps=steps)
+    )
+    return build.adapt(value, torch.nn.Identity())
+
+
+def test_sub_sequences_of_a_ladder() -> None:
+    denoise = ladder(8)
+    levels = denoise.range.levels
+    assert levels is not None
+    whole = build.grid_of(SamplerConfig(grid="all", steps=3), denoise)
+    assert whole.tolist() == [*reversed(levels.tolist()), 0.0]
+    for grid in ("uniform", "quadratic"):
+        part = build.grid_of(SamplerConfig(grid=grid, steps=4), denoise)  # type: ignore[arg-type]
+        assert len(part) == 5
+        assert float(part[0]) == float(levels[-1])
+        assert set(part.tolist()) <= {*levels.tolist(), 0.0}
+    uniform = build.grid_of(SamplerConfig(grid="uniform", steps=8), denoise)
+    assert torch.equal(uniform, whole)
+
+
+@pytest.mark.parametrize("grid", ["uniform", "quadratic"])
+def test_more_steps_than_levels_are_refused(grid: str) -> None:
+    with pytest.raises(ConfigError, match="1 to 8 steps, not 9"):
+        build.grid_of(SamplerConfig(grid=grid, steps=9), ladder(8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grid", ["uniform", "quadratic", "all"])
+def test_a_sub_sequence_needs_a_ladder(grid: str) -> None:
+    denoise = build.adapt(combination("edm", "edm", "edm"), torch.nn.Identity())
+    with pytest.raises(ConfigError, match="this model has none"):
+        build.grid_of(SamplerConfig(grid=grid), denoise)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grid", ["karras", "geometric"])
+def test_sigma_min_and_max_bound_the_grid(grid: str) -> None:
+    denoise = build.adapt(combination("edm", "edm", "edm"), torch.nn.Identity())
+    sampler = SamplerConfig(grid=grid, steps=5, sigma_min=0.1, sigma_max=10.0)  # type: ignore[arg-type]
+    sigmas = build.grid_of(sampler, denoise)
+    assert float(sigmas[0]) == pytest.approx(10.0)
+    assert float(sigmas[-2]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"sigma_min": 10.0, "sigma_max": 1.0},
+        {"sigma_max": 1000.0},
+        {"sigma_min": 1e-6},
+        {"sigma_min": 0.0},
+        {"sigma_min": -1.0},
+    ],
+)
+def test_bounds_outside_the_trained_range_are_refused(bounds: dict[str, float]) -> None:
+    denoise = build.adapt(combination("edm", "edm", "edm"), torch.nn.Identity())
+    with pytest.raises(ConfigError, match=r"sigma_m.*0\.01 to 50"):
+        build.grid_of(SamplerConfig(steps=5, **bounds), denoise)

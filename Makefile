@@ -39,4 +39,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (PyTorch is large: this can take some minutes) ..."
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps k-diffusion
 	@touch $@ $(VENV)/.demo

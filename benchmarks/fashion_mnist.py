@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 
 import numpy as np
 from _diffusers import NETWORKS, Peer, sample, train
-from _shared import FrechetScore, Uint8, machine, read_idx_images, write_result, write_text
+from _ours import train_and_sample
+from _shared import FrechetScore, machine, read_idx_images, write_result, write_text
 
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
 TABLE = Path(__file__).parent / "results" / "fashion_mnist.md"
@@ -61,55 +61,10 @@ def _peer_of(args: argparse.Namespace) -> Peer:
 
 def run_ours(args: argparse.Namespace) -> None:
     """Train and sample through the command line, as a user would, and read its own records."""
-    record: dict[str, Any] = {"label": f"sfumato {args.recipe}", **machine()}
-    run, folder = args.out / f"{args.name}-run", args.out / f"{args.name}-samples"
-    if run.exists() or folder.exists():
-        raise SystemExit(f"{run} or {folder} exists already: remove them, or give another --out")
-    data = ["--data", str(args.data / TRAIN), "--minutes", str(args.minutes)]
-    quiet = ["--no-report", "--no-tensorboard", "--out", str(run)]
-    start = time.perf_counter()
-    _sfumato("train", args.recipe, *data, *quiet)
-    record["command_seconds"] = time.perf_counter() - start
-    _sfumato("sample", str(run), "-n", str(args.n), "--out", str(folder))
-    record |= _ours_record(run, folder)
-    write_result(args.out, args.name, _read_folder(folder), record)
-
-
-def _sfumato(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "sfumato", *arguments], check=True)
-
-
-def _ours_record(run: Path, folder: Path) -> dict[str, Any]:
-    import tomllib
-
-    from sfumato.recipes.model import load
-    from sfumato.training.checkpoint import read_description
-
-    sampled = tomllib.loads((folder / "sample.toml").read_text())
-    sampler, model = sampled["sampler"], load(str(run))
-    trained = read_description(model.path)
-    seconds = trained["describe"]["seconds"]
-    calls = sampler["steps"] * 2 - 1 if sampler["solver"] == "heun" else sampler["steps"]
-    return {
-        "parameters": sum(p.numel() for p in model.network.parameters()),
-        "arithmetic": sampled["precision"],
-        "threads": sampled["environment"].get("threads"),
-        "steps": trained["step"],
-        "images": trained["images"],
-        "training_seconds": seconds,
-        "images_per_second": trained["images"] / seconds,
-        "sampler": f"{sampler['solver']} {sampler['steps']}",
-        "network_calls": calls,
-        "seconds_per_1000": 1000 * sampled["seconds"] / sampled["images"],
-        "config": (run / "config.toml").read_text(),
-    }
-
-
-def _read_folder(folder: Path) -> Uint8:
-    from PIL import Image
-
-    paths = sorted(path for path in folder.glob("*.png") if path.name != "grid.png")
-    return np.stack([np.asarray(Image.open(path)) for path in paths])
+    samples, record = train_and_sample(
+        args.recipe, args.data / TRAIN, args.out, args.name, args.minutes, args.n
+    )
+    write_result(args.out, args.name, samples, record)
 
 
 def run_score(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Every Python snippet of the README and docs runs as written, on small networks and little time."""
+"""Every Python snippet of the README and docs runs as written, on small networks, briefly."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 
 BATCH = 4
-QUIET = Bookkeeping(report=False, tensorboard=False, log_every=1, save_every=3, threads=1)
+QUIET = Bookkeeping(
+    report=False, tensorboard=False, log_every=1, sample_every=1000, save_every=3, threads=1
+)
 
 
 def small(name: str = "edm-tiny", steps: int = 2, **changes: Any) -> Recipe:

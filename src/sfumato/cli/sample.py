@@ -78,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
 
     set_threads(options.threads)
     model = load(options.run, weights=options.weights, device=pick_device(options.device))
+    for note in model.notes:
+        print(f"note: {note}")
     model.set_precision(options.precision)
     sampler = _sampler(options, model.recipe.sampler)
     folder = options.out or _default_folder(options, model.path)

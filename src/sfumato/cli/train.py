@@ -102,7 +102,8 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     with Interruption() as interruption:
         run = Run.open(config, folder, resume=resume, say=print)
         print(f"training to {folder} (Ctrl-C stops it and keeps what was learned)")
-        with tqdm(initial=run.images, unit="img", bar_format=_BAR, total=1) as bar:
+        expected = run.progress.expected_images
+        with tqdm(initial=run.images, unit="img", bar_format=_BAR, total=expected) as bar:
             for record in run.steps():
                 if record.message:
                     bar.write(record.message)

@@ -16,6 +16,7 @@ from sfumato.noise import (
     VE,
     VP,
     NoiseLevels,
+    NoiseRange,
     SubVP,
     constant_betas,
     cosine_betas,
@@ -70,7 +71,10 @@ def process_of(config: ProcessConfig) -> Process | None:
         case "edm":
             return None
         case "ladder":
-            betas = _BETAS[config.betas](config.steps)
+            try:
+                betas = _BETAS[config.betas](config.steps)
+            except ValueError as error:
+                raise ConfigError(f"process.steps {config.steps}: {error}") from error
             return NoiseLevels.from_betas(
                 zero_terminal_snr(betas) if config.zero_terminal_snr else betas
             )
@@ -211,11 +215,7 @@ def solver_of(config: SamplerConfig) -> Solver[Any]:
             solver = DDIM(config.eta)
         case "ancestral":
             solver = Ancestral()
-    if config.eta and config.solver != "ddim":
-        raise ConfigError(f"eta belongs to the ddim solver, not to {config.solver}")
     if config.churn:
-        if config.solver in ("ddim", "ancestral"):
-            raise ConfigError(f"churn wraps heun or euler, not {config.solver}")
         solver = Churn(
             solver, config.churn, config.churn_low, config.churn_high, config.churn_noise
         )
@@ -225,11 +225,16 @@ def solver_of(config: SamplerConfig) -> Solver[Any]:
 def grid_of(config: SamplerConfig, denoise: Denoiser) -> Tensor:
     """Return the grid within the denoiser's trained range; on a ladder it is rounded to its levels.
 
-    Raises ConfigError for a ladder's grid without a ladder, or too many steps for one.
+    Raises ConfigError for a ladder's grid without a ladder, too many steps for one, bounds outside
+    the trained range, or a solver that would leave the ladder's levels.
     """
     limits = denoise.range
-    low = limits.low if config.sigma_min is None else config.sigma_min
-    high = limits.high if config.sigma_max is None else config.sigma_max
+    low, high = _bounds(config, limits)
+    if limits.levels is not None and config.solver == "heun" and config.alpha != 1:
+        raise ConfigError(
+            f"heun with alpha {config.alpha:g} asks between the levels, and this model knows only "
+            "a ladder's: use alpha 1, euler, ddim or ancestral"
+        )
     if config.grid in ("uniform", "quadratic", "all"):
         if limits.levels is None:
             raise ConfigError(
@@ -251,13 +256,31 @@ def grid_of(config: SamplerConfig, denoise: Denoiser) -> Tensor:
             grid = iddpm(config.steps)
         case _:
             grid = geometric(config.steps, low, high)
-    return _fit(grid, denoise)
+    return _fit(grid[:-1].clamp(low, high), limits)
 
 
-def _fit(grid: Tensor, denoise: Denoiser) -> Tensor:
-    """Cap a named grid at the trained range and round it to a ladder's levels, without repeats."""
-    limits = denoise.range
-    inner = limits.snap(grid[:-1].clamp(limits.low, limits.high))
+def _bounds(config: SamplerConfig, limits: NoiseRange) -> tuple[float, float]:
+    """Return lowest and highest sigma of the grid: the trained range's where not given."""
+    given = (config.sigma_min, config.sigma_max)
+    if given != (None, None) and config.grid in ("uniform", "quadratic", "all"):
+        raise ConfigError(
+            f"sigma_min and sigma_max do not apply to the grid {config.grid}: "
+            "choose karras, vp, ve, iddpm or geometric"
+        )
+    low = limits.low if config.sigma_min is None else config.sigma_min
+    high = limits.high if config.sigma_max is None else config.sigma_max
+    slack = 1 + 1e-6
+    if not limits.low / slack <= low < high <= limits.high * slack:
+        raise ConfigError(
+            f"the grid needs sigma_min < sigma_max within what the model was trained on, "
+            f"{limits.low:.6g} to {limits.high:.6g}, not {low:g} to {high:g}"
+        )
+    return low, high
+
+
+def _fit(sigmas: Tensor, limits: NoiseRange) -> Tensor:
+    """Round levels to a ladder's where there is one, drop repeats, and end at 0."""
+    inner = limits.snap(sigmas)
     inner = inner[torch.cat([torch.ones(1, dtype=torch.bool), inner.diff() < 0])]
     return torch.cat([inner, torch.zeros(1, dtype=F64)])
 

@@ -122,6 +122,9 @@ class SamplerConfig:
     batch: int = 64
     """Images per network call; part of the picture's identity to the last digit."""
 
+    def __post_init__(self) -> None:
+        _check_sampler(self)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -195,8 +198,39 @@ def _check(recipe: Recipe) -> None:
         problems.append("draws time needs process kind vp or subvp")
     if not 0 < p.low < p.high:
         problems.append(f"process needs 0 < low < high, not {p.low} and {p.high}")
+    if on_ladder and p.steps < 2:
+        problems.append(f"a ladder needs process.steps of at least 2, not {p.steps}")
+    if p.sigma_data is not None and not p.sigma_data > 0:
+        problems.append(f"process.sigma_data must be above 0, not {p.sigma_data}")
+    if not n.std > 0 or not recipe.min_snr > 0:
+        problems.append(f"noise.std ({n.std}) and min_snr ({recipe.min_snr}) must be above 0")
+    if recipe.seed < 0:
+        problems.append(f"seed must be 0 or more, not {recipe.seed}")
+    _raise("the recipe does not fit together", problems)
+
+
+def _check_sampler(sampler: SamplerConfig) -> None:
+    s, problems = sampler, list[str]()
+    if s.steps < 1 or s.batch < 1:
+        problems.append(f"steps ({s.steps}) and batch ({s.batch}) must be at least 1")
+    if not 0 <= s.eta <= 1:
+        problems.append(f"eta lies in [0, 1], not {s.eta}")
+    if not 0 < s.alpha <= 1:
+        problems.append(f"alpha lies in (0, 1], not {s.alpha}")
+    if not s.rho > 0:
+        problems.append(f"rho must be above 0, not {s.rho}")
+    if s.eta and s.solver != "ddim":
+        problems.append(f"eta belongs to the ddim solver, not to {s.solver}")
+    if s.churn and s.solver in ("ddim", "ancestral"):
+        problems.append(f"churn wraps heun or euler, not {s.solver}")
+    if s.churn < 0 or s.churn_low > s.churn_high or not s.churn_noise > 0:
+        problems.append("churn needs churn >= 0, churn_low <= churn_high and churn_noise > 0")
+    _raise("the sampler does not fit together", problems)
+
+
+def _raise(what: str, problems: list[str]) -> None:
     if problems:
-        raise ConfigError("the recipe does not fit together: " + "; ".join(problems))
+        raise ConfigError(f"{what}: " + "; ".join(problems))
 
 
 _KINDS: dict[str, type[UNetConfig] | type[ADMConfig]] = {"unet": UNetConfig, "adm": ADMConfig}
@@ -220,10 +254,29 @@ def from_toml(tables: Mapping[str, Any]) -> Recipe:
         raise ConfigError("the recipe cannot be read: " + "; ".join(reasons)) from error
 
 
-def _converter() -> cattrs.Converter:
+def strict_converter() -> cattrs.Converter:
+    """Return a converter that refuses unknown keys and values of another type."""
     converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (int, float, bool, str):
+        converter.register_structure_hook(kind, _plain)
+    return converter
+
+
+def _plain(value: Any, kind: type[Any]) -> Any:
+    """Return the value, which must be of this type; a whole number also is a float."""
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    raise ValueError(f"expected {kind.__name__}, got {value!r}")
+
+
+def _converter() -> cattrs.Converter:
+    converter = strict_converter()
 
     def structure_network(tables: Any, _: Any) -> UNetConfig | ADMConfig:
+        if not isinstance(tables, Mapping):
+            raise ConfigError(f"the network is a table of settings, not {tables!r}")
         kind = tables.get("kind", "unet")
         if kind not in _KINDS:
             raise ConfigError(f"unknown network kind {kind!r}; known: {', '.join(_KINDS)}")

@@ -30,7 +30,10 @@ RawImages = NDArray[np.generic]
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network with its recipe, the format of its images and the names of its classes."""
+    """A network with its recipe, the format of its images and the names of its classes.
+
+    `notes` tells which damaged checkpoints were passed over.
+    """
 
     recipe: Recipe
     network: Network
@@ -40,6 +43,7 @@ class Model:
     images_seen: int = 0
     weights: str = "ema"
     precision: str = "float32"
+    notes: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> Adapted:
@@ -135,11 +139,11 @@ def class_index(classes: Sequence[str], name: str) -> int:
     folded = [known.casefold() for known in classes]
     if name.casefold() in folded:
         return folded.index(name.casefold())
-    if name.isdigit() and int(name) < len(classes):
+    if name.isdecimal() and int(name) < len(classes):
         return int(name)
     close = difflib.get_close_matches(name.casefold(), folded, 1)
-    hint = f"; did you mean {classes[folded.index(close[0])]!r}?" if close else ""
-    raise ConfigError(f"unknown class {name!r}{hint} Known: {', '.join(classes)}")
+    hint = f"did you mean {classes[folded.index(close[0])]!r}? " if close else ""
+    raise ConfigError(f"unknown class {name!r}; {hint}known: {', '.join(classes)}")
 
 
 def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Model:
@@ -148,9 +152,10 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
     `weights` is "ema" (the moving average, for sampling) or "network" (the raw ones).
     Raises CheckpointError where there is none, or it is damaged or of another version.
     """
-    where = Path(path)
+    where, notes = Path(path), ()
     if not (where / DESCRIPTION).is_file():
-        where = latest_checkpoint(where).path
+        latest = latest_checkpoint(where)
+        where, notes = latest.path, latest.skipped
     checkpoint = load_checkpoint(where, training=weights != "ema")
     tensors = checkpoint.ema if weights == "ema" else checkpoint.network
     assert tensors is not None
@@ -163,4 +168,14 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
     network.eval().requires_grad_(False)
     precision = Precision(**about["precision"])
     precision.apply(network)
-    return Model(recipe, network, form, classes, where, checkpoint.images, weights, str(precision))
+    return Model(
+        recipe,
+        network,
+        form,
+        classes,
+        where,
+        checkpoint.images,
+        weights,
+        str(precision),
+        notes,
+    )

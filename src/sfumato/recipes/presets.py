@@ -117,13 +117,13 @@ def _tiny(recipe: Recipe) -> Recipe:
         name=recipe.name + "-tiny",
         network=network,
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, ramp_images=5_000, decay="linear", beta2=0.99, clip=1.0
+            learning_rate=4e-3, ramp_images=5_000, decay="linear", beta2=0.99, clip=1.0
         ),
         ema=EmaConfig(kind="half-life", halflife_images=20_000, ramp_up=0.05),
         sampler=replace(recipe.sampler, steps=steps, batch=32),
         noise=replace(recipe.noise, antithetic=True),
         images=500_000,
-        batch=64,
+        batch=32,
         flip=False,
         augment=0.0,
     )
@@ -162,5 +162,5 @@ def recipe(name: str) -> Recipe:
     if name.removesuffix("-tiny") in _FULL and name.endswith("-tiny"):
         return _tiny(_FULL[name.removesuffix("-tiny")]())
     close = difflib.get_close_matches(name, names(), 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"unknown recipe {name!r}{hint} Known: {', '.join(names())}")
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(f"unknown recipe {name!r}; {hint}known: {', '.join(names())}")

@@ -234,8 +234,9 @@ class Run:
                         self.log.picture(preview.draw(self.model(), self.state.images), record.step)
                     yield record
                     if self._save_due(saved_at):
-                        self._save(final=False)
-                        saved_at, saved_step = time.monotonic(), self.state.step
+                        saved_at = time.monotonic()
+                        if self._save(final=False):
+                            saved_step = self.state.step
                     if self.interrupted or self.progress.share >= 1:
                         break
             finally:
@@ -248,15 +249,17 @@ class Run:
 
         return write_page(self, say or self.say)
 
-    def _save(self, *, final: bool) -> None:
+    def _save(self, *, final: bool) -> bool:
+        """Save a checkpoint; where that fails, only the final one is an error."""
         try:
             save_checkpoint(self.folder, self.state, self.describe(), position=self.position)
         except CheckpointError as error:
             if final:
                 raise
             self.say(f"warning: {error}")
-            return
+            return False
         prune(self.folder, self.config.run.keep)
+        return True
 
     def _save_due(self, saved_at: float) -> bool:
         every = self.config.run.save_every

@@ -12,7 +12,7 @@ import cattrs
 import tomli_w
 
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.recipes.config import Recipe, from_toml, to_toml
+from sfumato.recipes.config import Recipe, from_toml, strict_converter, to_toml
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class RunConfig:
 
 
 def _structure(tables: Mapping[str, Any], cls: type[T]) -> T:
-    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter = strict_converter()
     try:
         return converter.structure(tables, cls)
     except Exception as error:

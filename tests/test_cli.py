@@ -1,0 +1,407 @@
+"""The command line: help without torch, plain errors, and files where it says they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recipe_helpers import QUIET, array_file, in_memory, open_run, pixels, small
+
+import sfumato
+from sfumato.cli import VERBS, main
+from sfumato.recipes.run import Run
+from sfumato.recipes.run_config import DataConfig, RunConfig
+from sfumato.training.history import checkpoints
+
+SOURCE = str(Path(sfumato.__file__).parents[1])
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return array_file(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    for _ in open_run(folder, data).steps():
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("ladder") / "run"
+    for _ in open_run(folder, data, small("ddpm-tiny")).steps():
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes") / "run"
+    images = in_memory(classes=3)
+    images.classes = ("Ankle boot", "Bag", "Shirt")
+    config = RunConfig(small(), DataConfig(classes=True), QUIET)
+    for _ in Run.open(config, folder, images=images).steps():
+        pass
+    return folder
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process; the exit status."""
+    try:
+        return main([str(item) for item in arguments])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+def refused(capsys: Capture, status: int, *arguments: object) -> str:
+    """Return what a refused command says: on stderr, plainly, with this exit status."""
+    got = call(*arguments)
+    captured = capsys.readouterr()
+    assert got == status, captured
+    assert captured.err.strip()
+    assert "Traceback" not in captured.err
+    return re.sub(r"\s+", " ", captured.err)
+
+
+def test_without_a_verb_the_overview_lists_all(capsys: Capture) -> None:
+    assert call() == 2
+    bare = capsys.readouterr().out
+    assert call("--help") == 0
+    assert capsys.readouterr().out == bare
+    assert all(verb in bare for verb in VERBS)
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("sfumato ")
+
+
+def test_an_unknown_verb_suggests_the_nearest(capsys: Capture) -> None:
+    assert "unknown verb 'smaple'; did you mean 'sample'?" in refused(capsys, 2, "smaple")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listed"),
+    [
+        (["--help"], list(VERBS)),
+        (["train"], ["edm", "ncsn", "--resume"]),
+        (["train", "--help"], ["edm", "ncsn", "--resume"]),
+        (
+            ["train", "edm-tiny", "--help"],
+            ["--data", "--network.width", "--optimizer.learning-rate", "--minutes", "--batch"],
+        ),
+        (["train", "--resume", "x", "--help"], ["--images", "--minutes"]),
+        (["sample", "--help"], ["-n", "--class", "--solver", "--eta", "--churn", "--seed"]),
+        (["info", "--help"], ["PATH"]),
+        (["demo", "--help"], ["--minutes", "--samples", "--out"]),
+    ],
+)
+def test_help_lists_the_options(capsys: Capture, arguments: list[str], listed: list[str]) -> None:
+    status = call(*arguments)
+    text = capsys.readouterr().out
+    assert status == (2 if arguments == ["train"] else 0)
+    assert all(item in text for item in listed)
+
+
+PROBE = """
+import sys
+from sfumato.cli import main
+for arguments in {commands}:
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+    heavy = [name for name in ("torch", "numpy", "PIL", "scipy") if name in sys.modules]
+    assert not heavy, (arguments, heavy)
+"""
+
+
+def test_help_and_usage_errors_do_not_import_torch() -> None:
+    commands = [
+        [],
+        ["--help"],
+        ["--version"],
+        ["nonsense"],
+        ["train"],
+        ["train", "edm-tiny", "--help"],
+        ["train", "--resume", "x", "--help"],
+        ["train", "nonsense"],
+        ["train", "edm-tiny", "--nonsense"],
+        ["sample", "--help"],
+        ["info", "--help"],
+        ["demo", "--help"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(commands=commands)],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["sample", "x", "--sovler", "heun"], "--solver"),
+        (["train", "edm-tiny", "--optimizer.learning-rat", "1"], "--optimizer.learning-rate"),
+        (["demo", "--minuts", "1"], "--minutes"),
+    ],
+)
+def test_an_unknown_option_suggests_the_nearest(
+    capsys: Capture, arguments: list[str], near: str
+) -> None:
+    assert near in refused(capsys, 2, *arguments)
+
+
+def test_wrong_values_of_options_are_refused(capsys: Capture) -> None:
+    assert "--steps" in refused(capsys, 2, "sample", "x", "--steps", "many")
+    assert "heun" in refused(capsys, 2, "sample", "x", "--solver", "hoin")
+    message = refused(capsys, 2, "train", "edm-tiny", "--data", "x", "--augment", "2")
+    assert "augment is a probability" in message
+
+
+def test_train_says_what_is_missing(capsys: Capture, tmp_path: Path) -> None:
+    assert "say what to train on: --data" in refused(capsys, 2, "train", "edm-tiny")
+    assert "name a recipe first" in refused(capsys, 2, "train", "--data", tmp_path)
+    assert "did you mean 'edm-tiny'" in refused(capsys, 2, "train", "emd-tiny", "--data", "x")
+
+
+def test_data_that_do_not_exist_are_refused(capsys: Capture, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    message = refused(
+        capsys, 1, "train", "edm-tiny", "--data", tmp_path / "none", "--out", out
+    )
+    assert "no such data" in message
+    assert not out.exists()
+    (tmp_path / "empty").mkdir()
+    refused(capsys, 1, "train", "edm-tiny", "--data", tmp_path / "empty", "--out", out)
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    capsys: Capture, tmp_path: Path, data: Path, run: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    options = ["--data", data, "--layout", "NHWC", "--precision", "float32"]
+    message = refused(capsys, 1, "train", "edm-tiny", *options, "--out", file / "run")
+    assert str(file) in message
+    message = refused(capsys, 1, "sample", run, "-n", 1, "--out", file)
+    assert str(file) in message
+
+
+SMALL = (
+    "--network.width 8 --network.multipliers 1 2 --network.attention --batch 4 --images 8 "
+    "--precision float32 --sampler.steps 2 --sampler.batch 36 --layout NHWC --threads 1 "
+    "--no-report --no-tensorboard --sample-every 100"
+).split()
+
+
+def test_train_writes_a_run_and_sample_draws_from_it(
+    capsys: Capture, tmp_path: Path, data: Path
+) -> None:
+    out = tmp_path / "run"
+    assert call("train", "edm-tiny", "--data", data, *SMALL, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"run: {out}"
+    assert "network.width = 8" in printed
+    assert f"sfumato sample {out}" in printed
+    recipe = RunConfig.read(out / "config.toml").recipe
+    assert (recipe.network.width, recipe.batch, recipe.images) == (8, 4, 8)
+    assert call("sample", out, "-n", 2) == 0
+    folder = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("images: "))
+    assert folder.parent == out / "samples"
+    assert len(list(folder.glob("*.png"))) == 3
+    # A second run of the same name is refused, and the first is as it was.
+    assert "already holds a run" in refused(
+        capsys, 2, "train", "edm-tiny", "--data", data, *SMALL, "--out", out
+    )
+    assert "is finished" in refused(capsys, 2, "train", "--resume", out)
+    assert call("train", "--resume", out, "--images", 16) == 0
+    assert checkpoints(out)[-1].name == "00000004"
+
+
+def test_a_run_without_out_finds_a_free_folder(
+    capsys: Capture, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/edm-tiny", "runs/edm-tiny-2"):
+        assert call("train", "edm-tiny", "--data", data, *SMALL) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"run: {folder}"
+
+
+def test_resume_takes_no_recipe_and_needs_a_run(capsys: Capture, tmp_path: Path, run: Path) -> None:
+    assert "leave out the recipe" in refused(capsys, 2, "train", "edm-tiny", "--resume", run)
+    assert "is not a run" in refused(capsys, 1, "train", "--resume", tmp_path)
+
+
+def test_a_config_that_cannot_be_read_is_named(capsys: Capture, tmp_path: Path, run: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = copy / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace("learning_rate", "learningrate"))
+    assert "learningrate" in refused(capsys, 2, "train", "--resume", copy)
+    config.write_text(text[: len(text) // 2] + "=")
+    assert "not valid TOML" in refused(capsys, 2, "train", "--resume", copy)
+
+
+def test_sample_writes_images_a_grid_and_how_to_draw_them_again(
+    capsys: Capture, tmp_path: Path, run: Path
+) -> None:
+    out = tmp_path / "new"
+    arguments = ["sample", run, "-n", 5, "--seed", 3, "--steps", 2, "--solver", "euler"]
+    assert call(*arguments, "--out", out) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"images: {out}"
+    files = sorted(path.name for path in out.glob("*.png") if path.name != "grid.png")
+    assert [int(re.sub(r"\D", "", name)) for name in files] == [3, 4, 5, 6, 7]
+    expected = sfumato.load(run).sample(
+        5, seed=3, sampler=replace(small().sampler, steps=2, solver="euler")
+    )
+    drawn = np.stack([np.asarray(Image.open(out / name)) for name in files])
+    assert (drawn == expected[:, 0]).all()
+    assert Image.open(out / "grid.png").size[0] > 8
+    record = tomllib.loads((out / "sample.toml").read_text())
+    assert (record["images"], record["seed"], record["class"]) == (5, 3, "")
+    assert (record["sampler"]["solver"], record["sampler"]["steps"]) == ("euler", 2)
+    assert record["checkpoint"] == str(checkpoints(run)[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["-n", 0], "at least 1, not 0"),
+        (["-n", -3], "at least 1, not -3"),
+        (["--eta", 0.5], "eta belongs to the ddim solver, not to heun"),
+        (["--solver", "ddim", "--eta", 1.5], "eta lies in [0, 1], not 1.5"),
+        (["--solver", "ddim", "--eta", -0.5], "eta lies in [0, 1], not -0.5"),
+        (["--solver", "ddim", "--churn", 5], "churn wraps heun or euler, not ddim"),
+        (["--steps", 0], "must be at least 1"),
+        (["--batch", 0], "must be at least 1"),
+        (["--alpha", 2], "alpha lies in (0, 1], not 2.0"),
+        (["--rho", 0], "rho must be above 0"),
+        (["--grid", "uniform"], "this model has none"),
+        (["--sigma-max", 1000], "0.002 to 80"),
+        (["--sigma-min", 3, "--sigma-max", 2], "sigma_min < sigma_max"),
+        (["--class", "shirt"], "trained without classes"),
+        (["--threads", -1], "threads must be 0"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_sample_refuses_what_cannot_be(
+    capsys: Capture, tmp_path: Path, run: Path, options: list[object], reason: str
+) -> None:
+    out = tmp_path / "out"
+    assert reason in refused(capsys, 2, "sample", run, "-n", 1, "--out", out, *options)
+    # Nothing was begun.
+    assert not out.exists()
+
+
+def test_sample_refuses_what_a_ladder_cannot(capsys: Capture, tmp_path: Path, ladder: Path) -> None:
+    out = ["-n", 1, "--out", tmp_path / "out"]
+    message = refused(capsys, 2, "sample", ladder, *out, "--steps", 1001)
+    assert "1 to 1000 steps, not 1001" in message
+    message = refused(capsys, 2, "sample", ladder, *out, "--solver", "heun", "--alpha", 0.5)
+    assert "alpha 0.5" in message
+    assert call("sample", ladder, *out, "--solver", "ddim", "--steps", 2) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(capsys: Capture, run: Path) -> None:
+    message = refused(capsys, 2, "sample", run, "-n", 1, "--device", "cuda")
+    assert "no CUDA device is available here: use --device cpu" in message
+
+
+def test_sample_by_class(capsys: Capture, tmp_path: Path, by_class: Path) -> None:
+    out = tmp_path / "out"
+    assert "did you mean 'Shirt'?" in refused(
+        capsys, 2, "sample", by_class, "-n", 1, "--class", "shirrt", "--out", out
+    )
+    assert not out.exists()
+    assert call("sample", by_class, "-n", 1, "--class", "ankle boot", "--out", out) == 0
+    assert tomllib.loads((out / "sample.toml").read_text())["class"] == "Ankle boot"
+
+
+def test_a_folder_that_is_no_run_is_refused(capsys: Capture, tmp_path: Path) -> None:
+    assert "does not exist" in refused(capsys, 1, "sample", tmp_path / "none")
+    assert "no usable checkpoint" in refused(capsys, 1, "sample", tmp_path)
+    assert "no such data" in refused(capsys, 1, "info", tmp_path / "none")
+
+
+def test_a_damaged_checkpoint_is_named(capsys: Capture, tmp_path: Path, run: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    *_, newest = checkpoints(copy)
+    file = newest / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert str(file) in refused(capsys, 1, "sample", newest, "-n", 1)
+    # The run as a whole still works, from the checkpoint before, and says so.
+    for verb in (["sample", copy, "-n", 1], ["info", copy]):
+        assert call(*verb) == 0
+        printed = capsys.readouterr().out
+        assert f"note: skipped damaged checkpoint: {file}" in printed
+        assert "00000006" in printed
+    (newest / "checkpoint.toml").write_text("format = 99\n")
+    assert "format 99" in refused(capsys, 1, "sample", newest, "-n", 1)
+    (newest / "checkpoint.toml").write_text("format = ")
+    assert "checkpoint.toml" in refused(capsys, 1, "info", newest)
+
+
+def test_info_tells_what_a_path_is(
+    capsys: Capture, run: Path, by_class: Path, data: Path, tmp_path: Path
+) -> None:
+    assert call("info", run) == 0
+    about = capsys.readouterr().out
+    assert re.search(r"recipe +edm-tiny\n", about)
+    assert "network.width = 8" in about
+    assert re.search(r"images +1 x 8 x 8 uint8\n", about)
+    assert re.search(r"classes +none\n", about)
+    assert "32 of 32 images (12 different ones)" in about
+    assert "00000003, 00000006, 00000008" in about
+    assert call("info", checkpoints(run)[0]) == 0
+    assert "12 of 32 images" in capsys.readouterr().out
+    assert call("info", by_class) == 0
+    assert "Ankle boot, Bag, Shirt" in capsys.readouterr().out
+    assert call("info", data) == 0
+    assert "12 images, 1 x 8 x 8 uint8" in capsys.readouterr().out
+    for number, image in enumerate(pixels((3, 8, 8), 3)):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    assert call("info", tmp_path) == 0
+    assert "3 images, 3 x 8 x 8 uint8" in capsys.readouterr().out
+
+
+def test_info_on_half_a_run(capsys: Capture, tmp_path: Path, run: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    assert "no checkpoint was saved yet" in refused(capsys, 1, "info", copy)
+
+
+def test_the_demo_refuses_nothing_to_do(capsys: Capture) -> None:
+    assert "--samples of at least 2" in refused(capsys, 2, "demo", "--samples", 1)
+    assert "--minutes above 0" in refused(capsys, 2, "demo", "--minutes", 0)
+
+
+def test_the_report_is_written_at_the_end(capsys: Capture, tmp_path: Path, data: Path) -> None:
+    out = tmp_path / "run"
+    options = [item for item in SMALL if item != "--no-report"]
+    arguments = ["--data", data, *options, "--report-samples", 4, "--out", out]
+    assert call("train", "edm-tiny", *arguments) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "edm-tiny" in page
+    # Self-contained: nothing is fetched.
+    assert not re.search(r"(src|href)=[\"']https?://", page)

@@ -1,0 +1,171 @@
+"""Loading runs and sampling from them: formats, seeds, classes, damaged files."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipe_helpers import QUIET, array_file, in_memory, open_run, small
+
+from sfumato.data.arrays import InMemory
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.recipes.model import Model, load
+from sfumato.recipes.run import Run
+from sfumato.recipes.run_config import DataConfig, RunConfig
+from sfumato.training.history import checkpoints
+
+NAMES = ("Ankle boot", "Bag", "Shirt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    for _ in open_run(folder / "run", array_file(folder)).steps():
+        pass
+    return folder / "run"
+
+
+def trained(folder: Path, images: InMemory, steps: int = 2, classes: bool = False) -> Model:
+    config = RunConfig(small(steps=steps), DataConfig(classes=classes), QUIET)
+    run = Run.open(config, folder, images=images)
+    for _ in run.steps():
+        pass
+    return load(folder)
+
+
+def test_the_newest_checkpoint_is_loaded_as_it_was_saved(run: Path) -> None:
+    model = load(run)
+    assert model.path == run / "checkpoints/00000008"
+    assert model.images_seen == 32
+    assert not model.network.training
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+    raw = load(run, weights="network")
+    ours, theirs = model.network.state_dict(), raw.network.state_dict()
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (raw.weights, model.weights) == ("network", "ema")
+
+
+def test_a_checkpoint_folder_can_be_named(run: Path) -> None:
+    assert load(run / "checkpoints/00000003").images_seen == 12
+
+
+def test_a_truncated_checkpoint_is_passed_over_and_told(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    newest = checkpoints(copy)[-1] / "ema.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    model = load(copy)
+    assert model.path == copy / "checkpoints/00000006"
+    assert len(model.notes) == 1
+    assert str(newest) in model.notes[0]
+    assert load(run).notes == ()
+    # Asked for by name, it is an error.
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is truncated"):
+        load(newest.parent)
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load(tmp_path)
+
+
+def test_an_image_depends_on_its_seed_alone(run: Path) -> None:
+    model = load(run)
+    nine = model.sample(9)
+    assert (model.sample(1) == nine[:1]).all()
+    assert (model.sample(3) == nine[:3]).all()
+    assert (model.sample(2, seed=6) == nine[6:8]).all()
+    assert len({image.tobytes() for image in nine}) == 9
+    chunks = list(model.samples([8, 0, 3]))
+    assert (np.concatenate(chunks) == nine[[8, 0, 3]]).all()
+    # Another batch size sums in another order at most: not another picture.
+    other = model.sample(9, sampler=replace(model.recipe.sampler, batch=3))
+    assert np.abs(other.astype(int) - nine).max() <= 1
+
+
+def test_stochastic_samplers_draw_by_seed_too(run: Path) -> None:
+    model = load(run)
+    for changes in ({"solver": "ancestral"}, {"churn": 3.0}, {"solver": "ddim", "eta": 1.0}):
+        sampler = replace(model.recipe.sampler, **changes)  # type: ignore[arg-type]
+        six = model.sample(6, sampler=sampler)
+        assert (model.sample(1, seed=4, sampler=sampler) == six[4:5]).all()
+        assert (six != model.sample(6)).any()
+
+
+def test_nothing_to_sample_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one image"):
+        load(run).sample(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 13), (3, 8, 8), (5, 9, 13)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_images_come_back_in_the_format_of_the_data(
+    shape: tuple[int, int, int], dtype: str, tmp_path: Path
+) -> None:
+    model = trained(tmp_path, in_memory(shape, dtype))
+    raw = model.sample(2)
+    assert raw.shape == (2, *shape)
+    assert raw.dtype == np.dtype(dtype)
+    top = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    assert raw.min() >= 0
+    assert top * 0.5 < raw.max() <= top
+    if dtype == "uint16":
+        # All 16 bits are used, not 8 of them scaled.
+        assert (raw % 257 != 0).mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Class 0 is black, class 1 grey, class 2 white: 60 steps tell them apart."""
+    values = np.repeat(np.array([0, 128, 255], np.uint8), 4)
+    pixels = np.broadcast_to(values[:, None, None, None], (12, 8, 8, 1)).copy()
+    images = InMemory(pixels, np.repeat([0, 1, 2], 4), layout="NHWC", source="test")
+    images.classes = NAMES
+    folder = tmp_path_factory.mktemp("classes")
+    return trained(folder, images, steps=80, classes=True)
+
+
+def test_classes_are_learned_and_drawn(by_class: Model) -> None:
+    assert by_class.classes == NAMES
+    means = [by_class.sample(4, label=name).mean() for name in NAMES]
+    # Noise and sampler are the same: only the class differs.
+    assert means[0] + 40 < means[1] < means[2] - 40
+
+
+def test_a_class_is_named_in_any_case_or_numbered(by_class: Model) -> None:
+    shirts = by_class.sample(2, label="Shirt")
+    for name in ("shirt", "SHIRT", "2"):
+        assert (by_class.sample(2, label=name) == shirts).all()
+
+
+@pytest.mark.parametrize("name", ["shirrt", "3", "-1", "²"])
+def test_an_unknown_class_is_refused(by_class: Model, name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown class") as error:
+        by_class.sample(1, label=name)
+    assert "Ankle boot, Bag, Shirt" in str(error.value)
+    if name == "shirrt":
+        assert "did you mean 'Shirt'?" in str(error.value)
+
+
+def test_without_a_label_each_seed_draws_its_class(by_class: Model) -> None:
+    labels = by_class.labels_for(range(300), None)
+    assert labels is not None
+    counts = labels.sum(0)
+    # Binomial(300, 1/3) has a standard deviation of 8.2.
+    assert (counts - 100).abs().max() < 5 * 8.2
+    later = by_class.labels_for(range(100, 110), None)
+    assert later is not None
+    assert torch.equal(later, labels[100:110])
+    nine = by_class.sample(9)
+    assert (by_class.sample(2, seed=5) == nine[5:7]).all()
+
+
+def test_a_model_without_classes_refuses_one(run: Path) -> None:
+    with pytest.raises(ConfigError, match="trained without classes"):
+        load(run).sample(1, label="shirt")

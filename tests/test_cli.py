@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipe_helpers import QUIET, array_file, in_memory, open_run, pixels, small
 
 import sfumato
+from recipe_helpers import QUIET, array_file, in_memory, open_run, pixels, small
 from sfumato.cli import VERBS, main
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
@@ -179,11 +179,42 @@ def test_train_says_what_is_missing(capsys: Capture, tmp_path: Path) -> None:
     assert "did you mean 'edm-tiny'" in refused(capsys, 2, "train", "emd-tiny", "--data", "x")
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--minutes", -1], "minutes must be 0 or more, not -1"),
+        (["--keep", 0], "keep must be 1 or more, not 0"),
+        (["--threads", -2], "threads must be 0 or more"),
+        (["--device", "meta"], "device 'meta' is not supported"),
+        (["--seed", -1], "seed must be 0 or more"),
+        (["--sampler.steps", 0], "must be at least 1"),
+        (["--network.width", 7], "multiple of 4, got 7"),
+        (["--process.kind", "vp"], "predicts edm belongs to process kind edm"),
+    ],
+)
+def test_train_refuses_what_cannot_be(
+    capsys: Capture, tmp_path: Path, data: Path, options: list[object], reason: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--data", data, "--layout", "NHWC", "--out", out, *options]
+    assert reason in refused(capsys, 2, "train", "edm-tiny", *arguments)
+    assert not out.exists()
+
+
+def test_train_refuses_classes_and_test_images_that_are_not_there(
+    capsys: Capture, tmp_path: Path, data: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--data", data, "--layout", "NHWC", "--out", out]
+    assert "label" in refused(capsys, 1, "train", "edm-tiny", *arguments, "--classes")
+    message = refused(capsys, 1, "train", "edm-tiny", *arguments, "--test", tmp_path / "none")
+    assert "no such data" in message
+    assert not out.exists()
+
+
 def test_data_that_do_not_exist_are_refused(capsys: Capture, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    message = refused(
-        capsys, 1, "train", "edm-tiny", "--data", tmp_path / "none", "--out", out
-    )
+    message = refused(capsys, 1, "train", "edm-tiny", "--data", tmp_path / "none", "--out", out)
     assert "no such data" in message
     assert not out.exists()
     (tmp_path / "empty").mkdir()
@@ -203,11 +234,12 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert str(file) in message
 
 
-SMALL = (
-    "--network.width 8 --network.multipliers 1 2 --network.attention --batch 4 --images 8 "
-    "--precision float32 --sampler.steps 2 --sampler.batch 36 --layout NHWC --threads 1 "
-    "--no-report --no-tensorboard --sample-every 100"
-).split()
+SMALL = [
+    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.attention"),
+    *("--batch", "4", "--images", "8", "--precision", "float32", "--threads", "1"),
+    *("--sampler.steps", "2", "--sampler.batch", "36", "--sample-every", "100"),
+    *("--layout", "NHWC", "--no-report", "--no-tensorboard"),
+]
 
 
 def test_train_writes_a_run_and_sample_draws_from_it(
@@ -323,6 +355,26 @@ def test_sample_refuses_what_a_ladder_cannot(capsys: Capture, tmp_path: Path, la
 def test_a_device_that_is_not_there_is_refused(capsys: Capture, run: Path) -> None:
     message = refused(capsys, 2, "sample", run, "-n", 1, "--device", "cuda")
     assert "no CUDA device is available here: use --device cpu" in message
+
+
+def test_another_solver_leaves_the_options_of_the_own_one(
+    capsys: Capture, tmp_path: Path, data: Path
+) -> None:
+    folder = tmp_path / "run"
+    sampler = replace(small().sampler, solver="ddim", eta=0.5)
+    for _ in open_run(folder, data, small(sampler=sampler)).steps():
+        pass
+    assert call("sample", folder, "-n", 1, "--solver", "heun", "--out", tmp_path / "heun") == 0
+    assert call("sample", folder, "-n", 1, "--clip", "True", "--out", tmp_path / "ddim") == 0
+    record = tomllib.loads((tmp_path / "ddim/sample.toml").read_text())["sampler"]
+    assert (record["eta"], record["clip"]) == (0.5, True)
+
+
+def test_info_on_a_recipe_of_the_users_own(capsys: Capture, tmp_path: Path, data: Path) -> None:
+    for _ in open_run(tmp_path, data, replace(small(), name="mine")).steps():
+        pass
+    assert call("info", tmp_path) == 0
+    assert re.search(r"recipe +mine\n", capsys.readouterr().out)
 
 
 def test_sample_by_class(capsys: Capture, tmp_path: Path, by_class: Path) -> None:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-
-from recipe_helpers import BATCH, QUIET, in_memory, small
 from torch.nn.utils import parameters_to_vector
 
+from recipe_helpers import BATCH, QUIET, in_memory, small
 from sfumato.data.pixels import to_model
 from sfumato.errors import ConfigError
 from sfumato.networks.config import ADMConfig, UNetConfig
@@ -126,7 +125,8 @@ def test_published_settings_of_ddpm() -> None:
     assert r.optimizer.clip == 1.0
     assert (r.batch, r.images) == (128, 128 * 800_000)
     assert (r.ema.kind, r.ema.decay) == ("constant", 0.9999)
-    assert r.flip and r.augment == 0
+    assert r.flip
+    assert r.augment == 0
     assert (r.predicts, r.objective, r.variance) == ("noise", "simple", "unit-gaussian")
     assert (r.sampler.solver, r.sampler.steps) == ("ancestral", 1000)
     assert isinstance(r.network, UNetConfig)
@@ -374,9 +374,8 @@ def test_named_grids_lie_inside_the_trained_range_and_on_the_ladder(kind: str, g
 
 
 def ladder(steps: int = 8) -> build.Adapted:
-    value = replace(
-        combination("ladder", "v", "simple"), process=ProcessConfig(kind="ladder", steps=steps, betas="cosine")
-    )
+    process = ProcessConfig(kind="ladder", steps=steps, betas="cosine")
+    value = replace(combination("ladder", "v", "simple"), process=process)
     return build.adapt(value, torch.nn.Identity())
 
 

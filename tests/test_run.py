@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipe_helpers import BATCH, QUIET, array_file, in_memory, open_run, pixels, small
 
 import sfumato
+from recipe_helpers import BATCH, QUIET, array_file, in_memory, open_run, pixels, small
 from sfumato.cli import main
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipes import run as run_module
@@ -265,9 +265,7 @@ def test_resuming_needs_a_checkpoint(tmp_path: Path, data: Path) -> None:
         open_run(tmp_path / "empty", data, resume=True)
 
 
-def test_resuming_passes_over_a_damaged_checkpoint(
-    tmp_path: Path, data: Path, whole: Path
-) -> None:
+def test_resuming_passes_over_a_damaged_checkpoint(tmp_path: Path, data: Path, whole: Path) -> None:
     steps = open_run(tmp_path, data).steps()
     for _ in range(7):
         next(steps)

@@ -46,11 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SfumatoError, ValueError, FloatingPointError) as error:
         print(f"sfumato {verb}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"sfumato {verb}: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nsfumato {verb}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
 
 
 def _overview() -> str:

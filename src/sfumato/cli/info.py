@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,7 +17,7 @@ from sfumato.errors import CheckpointError
 class InfoOptions:
     """Options of `sfumato info`."""
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
     """A run's folder, a checkpoint folder, or images (folder, zip, array, IDX)."""
 
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 def _print_run(path: Path) -> None:
     from sfumato.data.pixels import PixelFormat
     from sfumato.recipes.config import difference, from_toml
-    from sfumato.recipes.presets import recipe
+    from sfumato.recipes.presets import names, recipe
     from sfumato.training.checkpoint import read_description
     from sfumato.training.history import checkpoints, latest_checkpoint
 
@@ -52,7 +52,8 @@ def _print_run(path: Path) -> None:
     described: Mapping[str, Any] = about["describe"]
     settings = from_toml(described["recipe"])
     data = described["data"]
-    changed = difference(settings, recipe(settings.name))
+    known = settings.name in names()
+    changed = difference(settings, recipe(settings.name)) if known else {}
     rows = {
         "checkpoint": str(where),
         "recipe": settings.name,

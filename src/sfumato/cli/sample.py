@@ -19,7 +19,7 @@ from sfumato.recipes.config import GridName, SamplerConfig, SolverName
 class SampleOptions:
     """Options of `sfumato sample`; what is not given is the run's own default."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run's folder (its newest checkpoint), or one checkpoint folder."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many images."""
@@ -88,10 +88,12 @@ def run(arguments: Sequence[str]) -> int:
     from tqdm import tqdm
 
     start = time.perf_counter()
-    writer = SampleWriter(folder, model, sampler, options.seed, options.class_)
+    seeds = range(options.seed, options.seed + options.n)
+    drawn = model.samples(seeds, label=options.class_, sampler=sampler)
+    label = options.class_ and model.classes[model.class_index(options.class_)]
+    writer = SampleWriter(folder, model, sampler, options.seed, label)
     with tqdm(total=options.n, unit="image") as bar:
-        seeds = range(options.seed, options.seed + options.n)
-        for images in model.samples(seeds, label=options.class_, sampler=sampler):
+        for images in drawn:
             writer.add(images)
             bar.update(len(images))
     grid = writer.close(time.perf_counter() - start)
@@ -107,6 +109,9 @@ def _sampler(options: SampleOptions, default: SamplerConfig) -> SamplerConfig:
         for item in fields(SamplerConfig)
         if (value := getattr(options, item.name, None)) is not None
     }
+    if given.get("solver", default.solver) != default.solver:
+        # What belongs to the run's own solver does not carry over to another.
+        default = replace(default, solver=given["solver"], eta=0.0, alpha=1.0, churn=0.0)
     if "grid" not in given and "steps" in given and default.grid == "all":
         given["grid"] = "uniform"
     return replace(default, **given)

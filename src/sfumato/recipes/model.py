@@ -89,11 +89,18 @@ class Model:
 
         `label` names a class; a model with classes draws one for each seed otherwise. `sampler`
         defaults to the recipe's. The same seed is the same picture for any number of seeds.
+        Raises ConfigError, at the call, for what this model cannot do.
         """
         config = sampler or self.recipe.sampler
         if not seeds:
             raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
         grid = build.grid_of(config, self.denoiser)
+        self.labels_for(seeds[:1], label)
+        return self._drawn(seeds, label, config, grid)
+
+    def _drawn(
+        self, seeds: Sequence[int], label: str | None, config: SamplerConfig, grid: Tensor
+    ) -> Iterator[RawImages]:
         solver = build.solver_of(config)
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])

@@ -66,6 +66,14 @@ class Bookkeeping:
     tensorboard: bool = True
     """Write TensorBoard events where tensorboard is installed."""
 
+    def __post_init__(self) -> None:
+        """Refuse counts below what makes sense."""
+        least = {"minutes": 0, "log_every": 0, "sample_every": 0, "save_every": 0, "threads": 0}
+        for name, low in {**least, "keep": 1, "report_samples": 1}.items():
+            value = getattr(self, name)
+            if not value >= low:
+                raise ConfigError(f"{name} must be {low} or more, not {value}")
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -109,7 +109,7 @@ def _tiny(recipe: Recipe) -> Recipe:
     """Shrink a recipe to about a million parameters and minutes of two CPU cores."""
     assert isinstance(recipe.network, UNetConfig)
     network = replace(
-        recipe.network, width=16, multipliers=(1, 3, 4), blocks=1, attention=(8,), dropout=0.0
+        recipe.network, width=16, multipliers=(1, 2, 5), blocks=1, attention=(8,), dropout=0.0
     )
     steps = {"all": recipe.sampler.steps}.get(recipe.sampler.grid, min(recipe.sampler.steps, 18))
     return replace(
@@ -117,13 +117,13 @@ def _tiny(recipe: Recipe) -> Recipe:
         name=recipe.name + "-tiny",
         network=network,
         optimizer=OptimizerConfig(
-            learning_rate=4e-3, ramp_images=5_000, decay="linear", beta2=0.99, clip=1.0
+            learning_rate=3e-3, ramp_images=5_000, decay="linear", beta2=0.99, clip=1.0
         ),
         ema=EmaConfig(kind="half-life", halflife_images=20_000, ramp_up=0.05),
         sampler=replace(recipe.sampler, steps=steps, batch=32),
         noise=replace(recipe.noise, antithetic=True),
         images=500_000,
-        batch=32,
+        batch=16,
         flip=False,
         augment=0.0,
     )

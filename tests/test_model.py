@@ -192,3 +192,14 @@ def test_without_a_label_each_seed_draws_its_class(by_class: Model) -> None:
 def test_a_model_without_classes_refuses_one(run: Path) -> None:
     with pytest.raises(ConfigError, match="trained without classes"):
         load(run).sample(1, label="shirt")
+
+
+def test_guidance_needs_label_dropout_and_one_is_off(by_class: Model) -> None:
+    strong = replace(by_class.recipe.sampler, guidance=3.0)
+    with pytest.raises(ConfigError, match="label-dropout"):
+        by_class.sample(1, sampler=strong)
+    network = replace(by_class.recipe.network, label_dropout=0.1)
+    guided = replace(by_class, recipe=replace(by_class.recipe, network=network))
+    plain = by_class.sample(2, label=NAMES[0])
+    assert (guided.sample(2, label=NAMES[0]) == plain).all()
+    assert (guided.sample(2, label=NAMES[0], sampler=strong) != plain).any()

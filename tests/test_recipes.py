@@ -23,14 +23,12 @@ from sfumato.recipes.config import (
     ProcessConfig,
     Recipe,
     SamplerConfig,
-    difference,
-    from_toml,
-    to_toml,
 )
 from sfumato.recipes.model import Model
 from sfumato.recipes.presets import names, recipe
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+from sfumato.recipes.toml import difference, from_toml, to_toml
 from sfumato.training.loop import train
 from sfumato.training.optimizer import NoDecay
 from sfumato.training.state import TrainState

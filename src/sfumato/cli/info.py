@@ -39,8 +39,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _print_run(path: Path) -> None:
     from sfumato.data.pixels import PixelFormat
-    from sfumato.recipes.config import difference, from_toml
     from sfumato.recipes.presets import names, recipe
+    from sfumato.recipes.toml import difference, from_toml
     from sfumato.training.checkpoint import read_description
     from sfumato.training.history import checkpoints, latest_checkpoint
 

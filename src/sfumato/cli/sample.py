@@ -55,6 +55,8 @@ class SampleOptions:
     """EDM's S_noise."""
     clip: bool | None = None
     """Clamp every prediction of x0 to the pixel range."""
+    guidance: float | None = None
+    """Classifier-free guidance (1 is off); doubles the network calls. Needs label dropout."""
     batch: int | None = None
     """Images per network call."""
     weights: Literal["ema", "network"] = "ema"

@@ -11,9 +11,10 @@ import tyro
 
 from sfumato.cli.parse import duration, parse
 from sfumato.errors import ConfigError
-from sfumato.recipes.config import Recipe, difference
+from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import SUMMARIES, names, recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+from sfumato.recipes.toml import difference
 
 _BAR = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} images [{remaining} left, {rate_fmt}{postfix}]"
 
@@ -75,7 +76,15 @@ def run(arguments: Sequence[str]) -> int:
     folder = options.out or free_folder(Path("runs") / name)
     changed = difference(options.recipe, preset)
     print(f"recipe {name}" + (f" with {_pairs(changed)}" if changed else ""))
-    return train(RunConfig(options.recipe, options.data, options.run), folder, resume=False)
+    data = replace(
+        options.data, data=_findable(options.data.data), test=_findable(options.data.test)
+    )
+    return train(RunConfig(options.recipe, data, options.run), folder, resume=False)
+
+
+def _findable(path: str) -> str:
+    """Return the path so that --resume finds it from any working directory."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def _resume(arguments: Sequence[str]) -> int:

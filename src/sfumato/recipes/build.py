@@ -161,7 +161,8 @@ def distribution_of(
     if recipe.noise.draws == "time" and isinstance(process, VP | SubVP):
         return UniformTime(process)
     if recipe.noise.draws == "log-uniform":
-        return LogUniform(recipe.process.low, recipe.process.high)
+        limits = recipe.process if process is None else process.range
+        return LogUniform(limits.low, limits.high)
     return LogNormal(recipe.noise.mean, recipe.noise.std)
 
 

@@ -15,11 +15,14 @@ from torch.nn import functional
 
 from sfumato.data.pixels import PixelFormat, from_model
 from sfumato.errors import ConfigError
+from sfumato.guidance import guide
 from sfumato.networks.base import Network
 from sfumato.parameterization import Adapted
+from sfumato.protocols import Denoiser
 from sfumato.randomness import derive_seed
 from sfumato.recipes import build
-from sfumato.recipes.config import Recipe, SamplerConfig, from_toml
+from sfumato.recipes.config import Recipe, SamplerConfig
+from sfumato.recipes.toml import from_toml
 from sfumato.sampling import generate
 from sfumato.training.checkpoint import DESCRIPTION, load_checkpoint, load_weights
 from sfumato.training.history import latest_checkpoint
@@ -95,7 +98,7 @@ class Model:
         if not seeds:
             raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
         grid = build.grid_of(config, self.denoiser)
-        self.labels_for(seeds[:1], label)
+        self.bound(seeds[:1], label, guidance=config.guidance)
         return self._drawn(seeds, label, config, grid)
 
     def _drawn(
@@ -104,7 +107,7 @@ class Model:
         solver = build.solver_of(config)
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
-            bound = self.bound(part, label, config.batch)
+            bound = self.bound(part, label, batch=config.batch, guidance=config.guidance)
             finished = generate(
                 build.sampler_denoiser(config, bound),
                 solver,
@@ -130,15 +133,29 @@ class Model:
         return np.concatenate(list(self.samples(seeds, label=label, sampler=sampler)))
 
     def bound(
-        self, seeds: Sequence[int], label: str | None = None, batch: int | None = None
-    ) -> Adapted:
-        """Return the denoiser with the classes of these images bound, padded to `batch` rows."""
+        self,
+        seeds: Sequence[int],
+        label: str | None = None,
+        *,
+        batch: int | None = None,
+        guidance: float = 1.0,
+    ) -> Denoiser:
+        """Return the denoiser with the classes of these images bound, padded to `batch` rows.
+
+        Raises ConfigError for guidance on a model trained without classes or label dropout.
+        """
         labels = self.labels_for(seeds, label)
+        if guidance != 1 and (labels is None or not self.recipe.network.label_dropout):
+            raise ConfigError(
+                f"guidance {guidance:g} needs a model that also knows images without their class: "
+                "train with --classes --network.label-dropout 0.1"
+            )
         if labels is None:
             return self.denoiser
         missing = (batch or len(seeds)) - len(seeds)
         padded = torch.cat([labels, labels[-1:].expand(missing, -1)])
-        return self.denoiser.given(class_labels=padded.to(self.device))
+        given = self.denoiser.given(class_labels=padded.to(self.device))
+        return given if guidance == 1 else guide(given, self.denoiser, guidance)
 
 
 def class_index(classes: Sequence[str], name: str) -> int:

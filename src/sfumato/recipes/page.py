@@ -25,10 +25,10 @@ from sfumato.metrics.memorisation import MemorisationTest, memorisation_test, ne
 from sfumato.randomness import noise_for
 from sfumato.recipes import run_log
 from sfumato.recipes.build import grid_of, sampler_denoiser, solver_of
-from sfumato.recipes.config import to_toml
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
 from sfumato.recipes.preview import preview_sampler
+from sfumato.recipes.toml import to_toml
 from sfumato.report.run_page import (
     ClassRow,
     FrechetRow,
@@ -172,6 +172,11 @@ def _classes(
         _, sure_of_real = class_rows(classifier, held_out[0], known)
         note += f" ({100 * sure_of_real:.0f} % of the held-out images)"
     note += "."
+    if run.classes:
+        asked = run.model().labels_for(range(_SEED, _SEED + len(samples)), None)
+        assert asked is not None
+        agree = classifier.probabilities(samples).argmax(1) == asked.argmax(1)
+        note += f" {100 * float(agree.double().mean()):.0f} % are of the class that was asked for."
     say(note)
     return rows, note
 
@@ -239,7 +244,7 @@ def _trajectory(model: Model) -> list[Tensor]:
     """Return 16 images at successive steps, at unit scale, noise first."""
     config = preview_sampler(model.recipe)
     seeds = list(range(_SEED, _SEED + 16))
-    denoise = model.bound(seeds)
+    denoise = model.bound(seeds, guidance=config.guidance)
     grid = grid_of(config, denoise)
     noise = noise_for(_SEED, len(seeds))
     x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)

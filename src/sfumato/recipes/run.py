@@ -15,16 +15,17 @@ from sfumato.data.loader import Batches, one_pass
 from sfumato.data.sources import open_images
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.networks.base import Network
-from sfumato.recipes import build
-from sfumato.recipes.config import Recipe, to_toml
+from sfumato.recipes import build, run_log
+from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import pick_device, set_threads
 from sfumato.recipes.model import Model
 from sfumato.recipes.preview import Preview
 from sfumato.recipes.progress import FittedDecay, Progress
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 from sfumato.recipes.run_log import RunLog
+from sfumato.recipes.toml import to_toml
 from sfumato.training.checkpoint import expect_same, load_checkpoint, restore, save_checkpoint
-from sfumato.training.history import latest_checkpoint, prune
+from sfumato.training.history import checkpoints, latest_checkpoint, prune
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
 from sfumato.training.precision import Choice, Precision, choose_precision
@@ -33,7 +34,7 @@ from sfumato.training.statistics import measure_sigma_data
 
 _SIGMA_DATA_IMAGES = 10_000
 _SAVE_SECONDS = 300.0
-_PREVIEWS = 10
+_PREVIEWS = 5
 
 Say = Callable[[str], None]
 
@@ -132,14 +133,17 @@ class Run:
         """
         say = say or (lambda text: None)
         set_threads(config.run.threads)
-        if not resume and (folder / "config.toml").exists():
+        if not resume and ((folder / "config.toml").exists() or checkpoints(folder)):
             raise ConfigError(
                 f"{folder} already holds a run: choose another --out, "
                 f"or continue it with --resume {folder}"
             )
         checkpoint = None
         precision = None
-        if resume:
+        if resume and folder.is_dir() and not checkpoints(folder):
+            say(f"{folder} has no checkpoint yet: starting from its beginning")
+            run_log.path_of(folder).unlink(missing_ok=True)
+        elif resume:
             latest = latest_checkpoint(folder)
             for message in latest.skipped:
                 say(message)

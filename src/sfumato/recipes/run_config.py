@@ -12,7 +12,8 @@ import cattrs
 import tomli_w
 
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.recipes.config import Recipe, from_toml, strict_converter, to_toml
+from sfumato.recipes.config import Recipe
+from sfumato.recipes.toml import from_toml, strict_converter, to_toml
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Bookkeeping:
     log_every: int = 50
     """Steps between lines of log.jsonl."""
     sample_every: int = 0
-    """Steps between sample grids; 0: about ten over the run."""
+    """Steps between sample grids; 0: about five over the run."""
     save_every: int = 0
     """Steps between checkpoints; 0: about every five minutes."""
     keep: int = 3

@@ -21,7 +21,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, every: int) -> None:
-        self.path = folder / "log.jsonl"
+        self.path = path_of(folder)
         self.folder, self.every = folder, max(every, 1)
         self.window: dict[str, float] = _empty()
         self._file: TextIO | None = None
@@ -89,6 +89,11 @@ class RunLog:
             for name, value in line.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"train/{name}", value, line["step"])
+
+
+def path_of(folder: Path) -> Path:
+    """Return where a run's log is."""
+    return folder / "log.jsonl"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -265,6 +265,17 @@ def test_resuming_needs_a_checkpoint(tmp_path: Path, data: Path) -> None:
         open_run(tmp_path / "empty", data, resume=True)
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    tmp_path: Path, data: Path, whole: Path
+) -> None:
+    open_run(tmp_path, data)  # leaves config.toml, as a kill in the first steps would
+    list(open_run(tmp_path, data, resume=True).steps())
+    for name in ("network", "ema"):
+        file = f"{name}.safetensors"
+        again = latest_checkpoint(tmp_path).path / file
+        assert again.read_bytes() == (latest_checkpoint(whole).path / file).read_bytes()
+
+
 def test_resuming_passes_over_a_damaged_checkpoint(tmp_path: Path, data: Path, whole: Path) -> None:
     steps = open_run(tmp_path, data).steps()
     for _ in range(7):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfumato.cli.parse import duration, parse
+from sfumato.cli.parse import duration, free_folder, parse
 from sfumato.errors import ConfigError
 from sfumato.recipes.presets import recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     if options.samples < 2 or options.minutes <= 0:
         raise ConfigError("the demo needs --samples of at least 2 and --minutes above 0")
-    from sfumato.cli.train import free_folder, train
+    from sfumato.cli.train import train
 
     start = time.perf_counter()
     tiny = recipe("edm-tiny")

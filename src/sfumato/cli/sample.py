@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import duration, parse
+from sfumato.cli.parse import duration, free_folder, parse
 from sfumato.errors import ConfigError
 from sfumato.recipes.config import GridName, SamplerConfig, SolverName
 
@@ -82,9 +82,9 @@ def run(arguments: Sequence[str]) -> int:
     model = load(options.run, weights=options.weights, device=pick_device(options.device))
     for note in model.notes:
         print(f"note: {note}")
-    model.set_precision(options.precision)
+    model = model.with_precision(options.precision)
     sampler = _sampler(options, model.recipe.sampler)
-    folder = options.out or _default_folder(options, model.path)
+    folder = options.out or free_folder(_default_folder(options, model.path))
     print(f"sampling {options.n} images with {sampler.solver}, {sampler.steps} steps, "
           f"from {model.path}")  # fmt: skip
     from tqdm import tqdm

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sfumato.cli.parse import duration, parse
+from sfumato.cli.parse import duration, free_folder, parse
 from sfumato.errors import ConfigError
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import SUMMARIES, names, recipe
@@ -131,15 +131,6 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     print(f"to sample: sfumato sample {folder} -n 64")
     print(f"run: {folder}")
     return 0
-
-
-def free_folder(wanted: Path) -> Path:
-    """Return the folder, or the first of wanted-2, wanted-3, ... that does not exist yet."""
-    folder, count = wanted, 1
-    while folder.exists():
-        count += 1
-        folder = wanted.with_name(f"{wanted.name}-{count}")
-    return folder
 
 
 def _pairs(changed: dict[str, Any]) -> str:

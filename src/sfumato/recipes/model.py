@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +53,13 @@ class Model:
         """The network as a denoiser of images in [-1, 1]; classes unbound."""
         return build.adapt(self.recipe, self.network)
 
-    def set_precision(self, name: str) -> None:
-        """Choose the arithmetic of the network's body: "float32", "bfloat16"; "auto" keeps it."""
-        if name != "auto":
-            chosen = Precision(name, channels_last=True)
-            chosen.apply(self.network)
-            object.__setattr__(self, "precision", str(chosen))
+    def with_precision(self, name: str) -> Model:
+        """Return the model with its body in "float32" or "bfloat16"; "auto" keeps what it has."""
+        if name == "auto":
+            return self
+        chosen = Precision(name, channels_last=True)
+        chosen.apply(self.network)
+        return replace(self, precision=str(chosen))
 
     @property
     def device(self) -> torch.device:

@@ -140,7 +140,7 @@ class Run:
             )
         checkpoint = None
         precision = None
-        if resume and folder.is_dir() and not checkpoints(folder):
+        if resume and (folder / "config.toml").is_file() and not checkpoints(folder):
             say(f"{folder} has no checkpoint yet: starting from its beginning")
             run_log.path_of(folder).unlink(missing_ok=True)
         elif resume:

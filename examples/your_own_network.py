@@ -49,10 +49,8 @@ def main() -> None:
     grid = sfumato.karras(18, high=20.0)
     for solver in (sfumato.Heun(), sfumato.DDIM(eta=1.0), sfumato.Churn(sfumato.Heun(), 20)):
         (points,) = sfumato.generate(denoise, solver, grid, (2,), range(512), batch=512)
-        radius = points.norm(dim=1)
-        print(
-            f"{type(solver).__name__:<6} radius {radius.mean():.3f} +- {radius.std():.3f} (truth 0.7)"
-        )
+        radius, name = points.norm(dim=1), type(solver).__name__
+        print(f"{name:<6} radius {radius.mean():.3f} +- {radius.std():.3f} (truth 0.7)")
 
 
 if __name__ == "__main__":

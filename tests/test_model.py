@@ -203,3 +203,5 @@ def test_guidance_needs_label_dropout_and_one_is_off(by_class: Model) -> None:
     plain = by_class.sample(2, label=NAMES[0])
     assert (guided.sample(2, label=NAMES[0]) == plain).all()
     assert (guided.sample(2, label=NAMES[0], sampler=strong) != plain).any()
+    never = replace(strong, guidance_low=1.0, guidance_high=1.0)
+    assert (guided.sample(2, label=NAMES[0], sampler=never) == plain).all()

@@ -57,6 +57,10 @@ class SampleOptions:
     """Clamp every prediction of x0 to the pixel range."""
     guidance: float | None = None
     """Classifier-free guidance (1 is off); doubles the network calls. Needs label dropout."""
+    guidance_low: float | None = None
+    """Guidance acts above this sigma ..."""
+    guidance_high: float | None = None
+    """... and up to this one."""
     batch: int | None = None
     """Images per network call."""
     weights: Literal["ema", "network"] = "ema"

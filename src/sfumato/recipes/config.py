@@ -118,6 +118,10 @@ class SamplerConfig:
     """Clamp every prediction of x0 to the pixel range (changes the method; recorded)."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 is off, larger is more typical of the class and less varied."""
+    guidance_low: float = 0.0
+    """Guidance acts above this sigma ..."""
+    guidance_high: float = float("inf")
+    """... and up to this one."""
     batch: int = 64
     """Images per network call; part of the picture's identity to the last digit."""
 
@@ -226,6 +230,8 @@ def _check_sampler(sampler: SamplerConfig) -> None:
         problems.append("churn needs churn >= 0, churn_low <= churn_high and churn_noise > 0")
     if not 0 <= s.guidance < float("inf"):
         problems.append(f"guidance must be 0 or more, not {s.guidance}")
+    if not s.guidance_low <= s.guidance_high:
+        problems.append("guidance_low must not exceed guidance_high")
     _raise("the sampler does not fit together", problems)
 
 

@@ -99,7 +99,7 @@ class Model:
         if not seeds:
             raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
         grid = build.grid_of(config, self.denoiser)
-        self.bound(seeds[:1], label, guidance=config.guidance)
+        self.bound(seeds[:1], label, sampler=config)
         return self._drawn(seeds, label, config, grid)
 
     def _drawn(
@@ -108,7 +108,7 @@ class Model:
         solver = build.solver_of(config)
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
-            bound = self.bound(part, label, batch=config.batch, guidance=config.guidance)
+            bound = self.bound(part, label, sampler=config, batch=config.batch)
             finished = generate(
                 build.sampler_denoiser(config, bound),
                 solver,
@@ -138,14 +138,17 @@ class Model:
         seeds: Sequence[int],
         label: str | None = None,
         *,
+        sampler: SamplerConfig | None = None,
         batch: int | None = None,
-        guidance: float = 1.0,
     ) -> Denoiser:
         """Return the denoiser with the classes of these images bound, padded to `batch` rows.
 
+        `sampler` says how it is guided; the recipe's by default.
         Raises ConfigError for guidance on a model trained without classes or label dropout.
         """
         labels = self.labels_for(seeds, label)
+        config = sampler or self.recipe.sampler
+        guidance = config.guidance
         if guidance != 1 and (labels is None or not self.recipe.network.label_dropout):
             raise ConfigError(
                 f"guidance {guidance:g} needs a model that also knows images without their class: "
@@ -156,7 +159,10 @@ class Model:
         missing = (batch or len(seeds)) - len(seeds)
         padded = torch.cat([labels, labels[-1:].expand(missing, -1)])
         given = self.denoiser.given(class_labels=padded.to(self.device))
-        return given if guidance == 1 else guide(given, self.denoiser, guidance)
+        if guidance == 1:
+            return given
+        low, high = config.guidance_low, config.guidance_high
+        return guide(given, self.denoiser, guidance, low=low, high=high)
 
 
 def class_index(classes: Sequence[str], name: str) -> int:

@@ -244,7 +244,7 @@ def _trajectory(model: Model) -> list[Tensor]:
     """Return 16 images at successive steps, at unit scale, noise first."""
     config = preview_sampler(model.recipe)
     seeds = list(range(_SEED, _SEED + 16))
-    denoise = model.bound(seeds, guidance=config.guidance)
+    denoise = model.bound(seeds, sampler=config)
     grid = grid_of(config, denoise)
     noise = noise_for(_SEED, len(seeds))
     x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)

@@ -21,11 +21,11 @@ from sfumato.training.noise_sampling import (
     draw,
 )
 from sfumato.training.optimizer import (
+    Adam,
     CosineDecay,
     InverseSquareRoot,
     LearningRate,
     LinearDecay,
-    adam,
     clip_gradients,
     gradient_norm,
 )
@@ -188,7 +188,7 @@ def test_gradient_norm_and_clipping() -> None:
 def test_adam_takes_the_textbook_step() -> None:
     network = nn.Linear(1, 1, bias=False)
     start = float(network.weight.detach())
-    optimizer = adam(network)
+    optimizer = Adam().over(network)
     optimizer.param_groups[0]["lr"] = 0.1
     m = v = 0.0
     w = start

@@ -49,9 +49,18 @@ from sfumato.recipes.config import ProcessConfig, Recipe, SamplerConfig
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
 from sfumato.training.augmentation import Augment
 from sfumato.training.ema import Constant, HalfLife
+from sfumato.training.muon import Muon
 from sfumato.training.noise_sampling import LogNormal, LogUniform, UniformLevels, UniformTime
 from sfumato.training.objectives import EDM, Bound, MinSNR, Objective, PlainX0, Simple, V
-from sfumato.training.optimizer import CosineDecay, Decay, LearningRate, LinearDecay, NoDecay
+from sfumato.training.optimizer import (
+    Adam,
+    CosineDecay,
+    Decay,
+    LearningRate,
+    LinearDecay,
+    NoDecay,
+    OptimizerRule,
+)
 from sfumato.training.plan import Plan
 
 _BETAS = {
@@ -173,6 +182,13 @@ def ema_of(recipe: Recipe) -> HalfLife | Constant:
     return HalfLife(recipe.ema.halflife_images, recipe.ema.ramp_up)
 
 
+def optimizer_of(recipe: Recipe) -> OptimizerRule:
+    """Return Adam, or Muon with Adam for what is no matrix."""
+    o = recipe.optimizer
+    betas = (0.9, o.beta2)
+    return Muon(o.matrix_rate, betas=betas) if o.kind == "muon" else Adam(betas)
+
+
 def decay_of(recipe: Recipe) -> Decay:
     """Return what the learning rate does over the whole training."""
     match recipe.optimizer.decay:
@@ -193,6 +209,7 @@ def plan_of(recipe: Recipe, half_bin: float, classes: int, decay: Decay) -> Plan
         noise=distribution_of(recipe),
         learning_rate=LearningRate(o.learning_rate, o.ramp_images, decay),
         averaging=ema_of(recipe),
+        optimizer=optimizer_of(recipe),
         seed=recipe.seed,
         sigma_data=recipe.process.sigma_data or 0.5,
         antithetic=recipe.noise.antithetic,
@@ -200,7 +217,6 @@ def plan_of(recipe: Recipe, half_bin: float, classes: int, decay: Decay) -> Plan
         classes=classes,
         micro_batch=recipe.micro_batch or None,
         clip_norm=o.clip or None,
-        betas=(0.9, o.beta2),
     )
 
 

@@ -58,8 +58,12 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam and its schedule."""
+    """The optimizer and its schedule."""
 
+    kind: Literal["adam", "muon"] = "adam"
+    """adam, or muon: hidden convolutions learn by orthogonalised momentum, the rest by Adam."""
+    matrix_rate: float = 8.0
+    """Learning rate of muon's convolutions as a multiple of the other (muon)."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     ramp_images: int = 10_000_000
@@ -140,7 +144,7 @@ class Recipe:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """How training draws them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Adam."""
+    """The optimizer."""
     ema: EmaConfig = field(default_factory=EmaConfig)
     """Average of the weights."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -117,13 +117,18 @@ def _tiny(recipe: Recipe) -> Recipe:
         name=recipe.name + "-tiny",
         network=network,
         optimizer=OptimizerConfig(
-            learning_rate=3e-3, ramp_images=5_000, decay="linear", beta2=0.99, clip=1.0
+            kind="muon",
+            learning_rate=3e-3,
+            ramp_images=5_000,
+            decay="linear",
+            beta2=0.99,
+            clip=1.0,
         ),
         ema=EmaConfig(kind="half-life", halflife_images=20_000, ramp_up=0.05),
         sampler=replace(recipe.sampler, steps=steps, batch=64),
         noise=replace(recipe.noise, antithetic=True),
         images=500_000,
-        batch=16,
+        batch=32,
         flip=False,
         augment=0.0,
     )

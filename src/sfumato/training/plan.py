@@ -13,7 +13,7 @@ from sfumato.training.augmentation import Augmentation
 from sfumato.training.ema import Averaging, HalfLife
 from sfumato.training.noise_sampling import Distribution
 from sfumato.training.objectives import Objective
-from sfumato.training.optimizer import LearningRate
+from sfumato.training.optimizer import Adam, LearningRate, OptimizerRule
 
 
 class Adapted(Denoiser, Conditional, Protocol):
@@ -37,6 +37,7 @@ class Plan:
     noise: Distribution
     learning_rate: LearningRate
     averaging: Averaging = field(default_factory=HalfLife)
+    optimizer: OptimizerRule = field(default_factory=Adam)
     seed: int = 0
     sigma_data: float = 0.5
     antithetic: bool = True
@@ -44,9 +45,6 @@ class Plan:
     classes: int = 0
     micro_batch: int | None = None
     clip_norm: float | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
     patience: int = 5
     snapshot_steps: int = 200
     max_rollbacks: int = 3

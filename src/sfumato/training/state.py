@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.training.ema import Ema
-from sfumato.training.optimizer import adam
 from sfumato.training.plan import Plan
 from sfumato.training.statistics import LevelStatistics
 
@@ -38,7 +37,7 @@ class TrainState:
         return cls(
             network,
             Ema(network),
-            adam(network, plan.betas, plan.eps, plan.weight_decay),
+            plan.optimizer.over(network),
             LevelStatistics.over(limits, plan.sigma_data),
         )
 

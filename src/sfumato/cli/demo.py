@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         seed=options.seed,
         # So few minutes suit a smaller network; guidance then picks what it is sure of.
         network=replace(tiny.network, multipliers=(1, 2, 4), label_dropout=0.1),
-        sampler=replace(tiny.sampler, steps=10, guidance=4.0),
+        sampler=replace(tiny.sampler, steps=10, guidance=5.0),
     )
     config = RunConfig(
         preset,

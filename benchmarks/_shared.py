@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import time
+import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,7 +77,12 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return _of_source_tree() if package == "sfumato" else "not installed"
+
+
+def _of_source_tree() -> str:
+    about = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    return f"{about['project']['version']} (source tree)"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sfumato.errors import DataError, MissingExtraError
 from sfumato.metrics import efficientnet
 from sfumato.metrics.classifier import train_classifier
-from sfumato.metrics.features import MICRO_BATCH, channel_rule, extract, features, to_rgb
+from sfumato.metrics.features import MICRO_BATCH, extract, features
 from sfumato.metrics.memorisation import memorisation_test, nearest
 
 has_weights = pytest.mark.skipif(
@@ -71,14 +71,6 @@ def test_features_keep_order_and_drop_the_padding():
 def test_extraction_refuses(batches, message):
     with pytest.raises(DataError, match=message):
         extract(batches, Means())
-
-
-def test_channel_rule():
-    images = uniform(2, 5, 3, 3)
-    assert torch.equal(to_rgb(images), images[:, :3])
-    assert torch.equal(to_rgb(images[:, :1]), images[:, [0, 0, 0]])
-    assert torch.equal(to_rgb(images[:, :2]), images[:, [0, 0, 0]])
-    assert "first three of 5" in channel_rule(5)
 
 
 def test_same_padding_is_tensorflows():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,16 @@ class _Network(nn.Module):
         self.out = nn.Linear(4 * width * 16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.drop(self.pool(self.body(x)).flatten(1)))
+        return self.classify(self.body(x))
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """Logits [B, classes] of what the body gives."""
+        return self.out(self.drop(self.pool(maps).flatten(1)))
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier, and a FeatureExtractor; images are uint8, uint16 or in [-1, 1]."""
+    """A trained classifier: Classifying; images are uint8, uint16 or float in [-1, 1]."""
 
     network: _Network
     classes: tuple[str, ...]
@@ -69,6 +73,11 @@ class Classifier:
         )
 
     @property
+    def class_source(self) -> str:
+        """What the logits are of."""
+        return f"{len(self.classes)} classes of a small CNN trained on these images"
+
+    @property
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the weights."""
         digest = hashlib.sha256()
@@ -83,6 +92,17 @@ class Classifier:
         return self.network.body(self._prepare(images)).mean((2, 3))
 
     @torch.inference_mode()
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features [B, 128] and logits [B, classes] of images [B, C, H, W]."""
+        maps = self.network.body(self._prepare(images))
+        return maps.mean((2, 3)), self.network.classify(maps)
+
+    def to(self, device: torch.device) -> Classifier:
+        """The same classifier with everything on a device; the network itself is moved."""
+        network = self.network.to(device)
+        return replace(self, network=network, mean=self.mean.to(device), std=self.std.to(device))
+
+    @torch.inference_mode()
     def probabilities(self, images: Tensor, batch: int = 500) -> Tensor:
         """Class probabilities [B, classes] of images [B, C, H, W]; each row sums to 1."""
         rows = [self.network(self._prepare(part)).softmax(1) for part in images.split(batch)]
@@ -94,6 +114,7 @@ class Classifier:
                 f"this classifier takes images [B, {len(self.mean)}, H, W], "
                 f"got {list(images.shape)}"
             )
+        images = images.to(self.mean.device)
         x = (_resize(_to_float(images), self.size) - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
 

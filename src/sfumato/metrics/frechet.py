@@ -10,6 +10,7 @@ construction: no general matrix square root, nothing complex, also for singular 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
@@ -108,26 +109,38 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     Symmetric; in squared feature units. Its value at finite n is biased upwards (two halves of one
     set are not at 0), so compare numbers of the same n, beside the same number for real images.
     """
+    return frechet_distances(a, [b])[0]
+
+
+def frechet_distances(
+    reference: FeatureStatistics, sets: Iterable[FeatureStatistics]
+) -> list[float]:
+    """`frechet_distance` of every set to one reference, whose root is taken once."""
+    covariance = reference.covariance
+    root = _root(covariance)
+    return [_distance(reference, float(np.trace(covariance)), root, other) for other in sets]
+
+
+def _distance(a: FeatureStatistics, trace: float, root: Float64, b: FeatureStatistics) -> float:
     if a.dimensions != b.dimensions:
         raise DataError(
             f"the two sets have {a.dimensions} and {b.dimensions} features: "
             "use one extractor for both"
         )
-    ca, cb = a.covariance, b.covariance
+    covariance = b.covariance
     step = a.mean - b.mean
-    distance = step @ step + np.trace(ca) + np.trace(cb) - 2 * _trace_root_product(ca, cb)
-    return max(0.0, float(distance))
+    product = root.T @ covariance @ root
+    spectrum = np.linalg.eigvalsh((product + product.T) / 2)
+    cross = np.sqrt(spectrum.clip(min=0.0)).sum()
+    return max(0.0, float(step @ step + trace + np.trace(covariance) - 2 * cross))
 
 
-def _trace_root_product(ca: Float64, cb: Float64) -> float:
-    """tr (ca^(1/2) cb ca^(1/2))^(1/2) for symmetric positive semi-definite matrices [F, F]."""
-    values, vectors = np.linalg.eigh(ca)
+def _root(covariance: Float64) -> Float64:
+    """R [F, rank] with R R' = covariance, symmetric positive semi-definite [F, F]."""
+    values, vectors = np.linalg.eigh(covariance)
     # Rounding leaves noise of this size where the true eigenvalue is 0 (n below F).
     kept = values > values.max(initial=0.0) * len(values) * np.finfo(np.float64).eps
-    root = vectors[:, kept] * np.sqrt(values[kept])
-    product = root.T @ cb @ root
-    spectrum = np.linalg.eigvalsh((product + product.T) / 2)
-    return float(np.sqrt(spectrum.clip(min=0.0)).sum())
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _require_finite(*arrays: Float64) -> None:

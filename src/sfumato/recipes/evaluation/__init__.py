@@ -1,0 +1,1 @@
+"""Quality numbers for runs and sets of images, with everything needed to reproduce them."""

@@ -36,7 +36,8 @@ def main() -> None:
     np.save(path, blobs(2000))
     images = sfumato.open_images(path, layout="NCHW")
     recipe = replace(sfumato.recipe("edm-tiny"), flip=True)
-    for record in sfumato.train(recipe, images, options.out, minutes=options.minutes):
+    run = sfumato.train(recipe, images, options.out, minutes=options.minutes, report=False)
+    for record in run:
         if record.step % 50 == 0:
             print(f"{record.images:,} images, loss {record.loss:.4f}")
 

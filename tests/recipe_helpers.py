@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sfumato.data.arrays import InMemory
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import recipe
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+from sfumato.training.checkpoint import load_checkpoint
+from sfumato.training.history import latest_checkpoint
 
 BATCH = 4
+TIMED = ("images_per_second", "waited_share", "seconds")
 QUIET = Bookkeeping(
     report=False, tensorboard=False, log_every=1, sample_every=1000, save_every=3, threads=1
 )
@@ -80,3 +85,40 @@ def open_run(
         replace(QUIET, **run),
     )
     return Run.open(config, folder, resume=resume)
+
+
+def with_voice(folder: Path, data: Path, said: list[str]) -> Run:
+    config = RunConfig(small(steps=8), DataConfig(data=str(data), layout="NHWC"), QUIET)
+    return Run.open(config, folder, say=said.append)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Weights, average, optimizer and logged losses must be equal to the bit."""
+    ours = load_checkpoint(latest_checkpoint(folder).path, training=True)
+    theirs = load_checkpoint(latest_checkpoint(whole).path, training=True)
+    assert (ours.step, ours.images, ours.position) == (theirs.step, theirs.images, theirs.position)
+    for part in ("network", "ema", "optimizer"):
+        a, b = getattr(ours, part), getattr(theirs, part)
+        assert a.keys() == b.keys()
+        different = [name for name in a if not torch.equal(a[name], b[name])]
+        assert not different, f"{part}: {different}"
+    assert log_of(folder) == log_of(whole)
+
+
+# A run of its own process or command line, long enough to be interrupted.
+LONG = 60
+OPTIONS = (
+    "--network.width 8 --network.multipliers 1 2 --network.attention "
+    "--batch 4 --precision float32 --optimizer.ramp-images 0 --sampler.steps 2 --sampler.batch 36 "
+    "--layout NHWC --threads 1 --no-report --no-tensorboard --log-every 1 --save-every 5 "
+    f"--images {LONG * 4} --sample-every {10 * LONG}"
+).split()
+
+
+def options_for(images: int) -> list[str]:
+    return [str(images) if item == str(LONG * 4) else item for item in OPTIONS]

@@ -18,13 +18,14 @@ from torch import nn
 from sfumato.errors import CheckpointError
 from sfumato.training import storage
 from sfumato.training.checkpoint import (
+    OtherFormatError,
     expect_same,
     load_checkpoint,
     read_description,
     restore,
     save_checkpoint,
 )
-from sfumato.training.history import checkpoints, latest_checkpoint, prune, verify
+from sfumato.training.history import checkpoints, drop_after, latest_checkpoint, prune, verify
 from sfumato.training.interruption import Interruption
 from sfumato.training.loop import train
 from sfumato.training.state import TrainState
@@ -202,6 +203,58 @@ def test_the_latest_good_one_is_found_and_damaged_ones_are_reported(
     assert "00000100" in latest.skipped[0]
 
 
+def test_another_versions_checkpoint_is_not_passed_over_as_damaged(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    paths = [save(tmp_path, trained, step) for step in (2, 10, 100)]
+    toml = paths[1] / "checkpoint.toml"
+    toml.write_text(toml.read_text().replace("format = 1", "format = 2"))
+    assert latest_checkpoint(tmp_path).path == paths[2]
+    (paths[2] / "ema.safetensors").write_bytes(b"short")
+    # What it holds is newer than step 2: going on from there would lose it without a word.
+    with pytest.raises(OtherFormatError, match="00000010 has checkpoint format 2"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_place_that_is_no_run_is_told_for_what_it_is(trained: TrainState, tmp_path: Path) -> None:
+    path = save(tmp_path / "run", trained)
+    with pytest.raises(CheckpointError, match=r"holds the checkpoints of a run.*run, or one"):
+        latest_checkpoint(path.parent)
+    with pytest.raises(CheckpointError, match="is a file: give the folder"):
+        latest_checkpoint(path / "ema.safetensors")
+    # A run may have any name.
+    assert (
+        save(tmp_path / "checkpoints", trained) == latest_checkpoint(tmp_path / "checkpoints").path
+    )
+
+
+def test_an_abandoned_future_is_deleted(trained: TrainState, tmp_path: Path) -> None:
+    paths = [save(tmp_path, trained, step) for step in (2, 10, 100)]
+    assert drop_after(tmp_path, 10) == [paths[2]]
+    assert checkpoints(tmp_path) == paths[:2]
+    assert drop_after(tmp_path, 10) == []
+
+
+def test_a_replacement_that_fails_leaves_the_old_one(
+    trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, trained)
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name.startswith(".writing"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    trained.step = 3
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        save_checkpoint(tmp_path, trained, {"again": True}, position=1)
+    monkeypatch.undo()
+    assert [p.name for p in path.parent.iterdir()] == ["00000003"]
+    assert load_checkpoint(path, training=True).describe == DESCRIBE
+
+
 def test_saving_the_same_step_again_replaces_it(trained: TrainState, tmp_path: Path) -> None:
     save(tmp_path, trained, 3)
     trained.step = 3
@@ -232,6 +285,58 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
 
     content = storage.to_bytes(Tied().state_dict())
     assert safetensors.torch.load(content).keys() == {"a.weight", "b.weight"}
+
+
+REPLACED = """
+import sys, os, signal
+from pathlib import Path
+from sfumato.training.checkpoint import save_checkpoint
+from sfumato.training.state import TrainState
+from training_helpers import plan, tiny
+
+run, state = Path(sys.argv[1]), TrainState.start(tiny(), plan())
+save_checkpoint(run, state, {"turn": 1}, position=0)
+rename = Path.rename
+
+def killed(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Path.rename = killed
+save_checkpoint(run, state, {"turn": 2}, position=0)
+"""
+
+
+def in_a_process(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},
+        check=False,
+    )
+
+
+def test_kill_9_between_the_renames_of_a_replacement_loses_nothing(tmp_path: Path) -> None:
+    done = in_a_process(REPLACED, tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "checkpoints/00000000").exists()
+    latest = latest_checkpoint(tmp_path)
+    assert load_checkpoint(latest.path, training=True).describe == {"turn": 1}
+    # The next save clears up what the killed one had written.
+    save_checkpoint(tmp_path, TrainState.start(tiny(), plan()), {"turn": 3}, position=0)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["00000000"]
+    assert load_checkpoint(latest.path, training=True).describe == {"turn": 3}
+
+
+def test_the_next_save_does_not_delete_what_a_killed_one_was_replacing(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    done = in_a_process(REPLACED, tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    storage.FolderWriter(tmp_path / "checkpoints/00000007").discard()
+    assert load_checkpoint(tmp_path / "checkpoints/00000000", training=True).describe == {"turn": 1}
 
 
 KILLED = """
@@ -265,14 +370,7 @@ for record in train(state, data, plan()):
 def test_kill_9_while_saving_leaves_a_run_that_continues_to_the_bit(
     writes: int, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(writes)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},
-        check=False,
-    )
+    done = in_a_process(KILLED, tmp_path, writes)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2  # the good one and the litter
     latest = latest_checkpoint(tmp_path)

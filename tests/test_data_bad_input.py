@@ -144,7 +144,7 @@ def test_mixed_bit_depths(tmp_path):
 def test_mixed_sizes(tmp_path):
     for i, size in enumerate([(16, 16)] * 3 + [(10, 20), (9, 9)]):
         Image.fromarray(picture(size)).save(tmp_path / f"{i}.png")
-    refused(tmp_path, "3 sizes", r"16 x 16 \(3\)", r"10 x 20 \(1\)", "--size 16")
+    refused(tmp_path, "3 sizes", r"16 x 16 \(3\)", r"10 x 20 \(1\)", "--size 16 16 ")
     refused(
         tmp_path,
         r"3\.png: expected 16 x 16",
@@ -169,13 +169,18 @@ def test_pixels_that_are_not_finite(tmp_path):
 
 def test_values_outside_their_range(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[[0.0, 255.0]]]))
-    refused(tmp_path / "a.npy", r"\[0, 1\] or \[-1, 1\]", r"\[0, 255\]", "--range LOW HIGH")
-    refused(tmp_path / "a.npy", r"range \[0, 100\]", r"span \[0, 255\]", value_range=(0, 100))
+    refused(tmp_path / "a.npy", r"\[0, 1\] or \[-1, 1\]", r"\[0, 255\]", "--value-range LOW HIGH")
+    refused(
+        tmp_path / "a.npy",
+        r"range \[0, 100\]",
+        r"span \[0, 255\]; correct --value-range LOW HIGH",
+        value_range=(0, 100),
+    )
     np.save(tmp_path / "b.npy", np.array([[[0, 5000]]], np.uint16))
     refused(tmp_path / "b.npy", r"range \[0, 4095\]", r"\[0, 5000\]", value_range=(0, 4095))
     (tmp_path / "deep").mkdir()
     Image.fromarray(picture((8, 8), np.uint16) * 200).save(tmp_path / "deep" / "x.png")
-    refused(tmp_path / "deep", r"x\.png", r"\[0, 4095\]", value_range=(0, 4095))
+    refused(tmp_path / "deep", r"x\.png", r"\[0, 4095\]", "--value-range", value_range=(0, 4095))
 
 
 def test_arrays_of_the_wrong_kind(tmp_path):

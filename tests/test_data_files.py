@@ -317,7 +317,7 @@ def test_channels_convert_between_grey_and_colour(tmp_path):
 
 def test_float_files_take_a_stated_or_default_range(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", FLOAT * 300)
-    with pytest.raises(DataError, match="--range LOW HIGH"):
+    with pytest.raises(DataError, match="--value-range LOW HIGH"):
         open_images(tmp_path)
     images = open_images(tmp_path, value_range=(0, 300))
     assert (images.format.low, images.format.high) == (0, 300)

@@ -93,7 +93,7 @@ def test_formats_that_make_no_sense_are_refused():
         PixelFormat(1, 2, 2, "float32", 1, 0)
     with pytest.raises(DataError, match=r"0..255, got 0 300"):
         PixelFormat(1, 2, 2, "uint8", 0, 300)
-    with pytest.raises(DataError, match="--range LOW HIGH"):
+    with pytest.raises(DataError, match="--value-range LOW HIGH"):
         pixel_format((1, 2, 2), "float32", None)
     with pytest.raises(DataError, match="at least one channel"):
         PixelFormat(0, 2, 2, "uint8", 0, 255)
@@ -103,7 +103,7 @@ def test_the_default_range_of_floats():
     assert float_range(0, 1, "a") == (0, 1)
     assert float_range(0.2, 0.3, "a") == (0, 1)
     assert float_range(-1e-6, 0.5, "a") == (-1, 1)
-    with pytest.raises(DataError, match=r"a: .*\[0, 255\].*--range LOW HIGH"):
+    with pytest.raises(DataError, match=r"a: .*\[0, 255\].*--value-range LOW HIGH"):
         float_range(0, 255, "a")
 
 

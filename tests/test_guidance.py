@@ -7,7 +7,8 @@ import torch
 
 from oracles import GaussianOracle
 from sfumato.guidance import guide
-from sfumato.noise import F64, NoiseRange, karras
+from sfumato.noise import F64, VE, NoiseRange, karras
+from sfumato.parameterization import predicts_x0
 from sfumato.protocols import is_denoiser
 from sfumato.sampling import sample
 from sfumato.solvers import Heun
@@ -60,6 +61,22 @@ def test_the_interval_is_half_open_and_an_empty_one_is_no_guidance() -> None:
     *_, a = sample(never, Heun(), grid, x)
     *_, b = sample(GIVEN, Heun(), grid, x)
     assert torch.equal(a.x, b.x)
+
+
+def test_every_image_is_guided_by_its_own_level() -> None:
+    """A batch at mixed levels is what each image is by itself, inside the interval or not."""
+    guided = guide(GIVEN, FREE, 3.0, low=0.5, high=1.0)
+    sigma = torch.tensor([0.2, 0.5, 0.7, 1.0, 1.1, 30.0, 0.9], dtype=F64)
+    together = guided(X, sigma).mean
+    for i, s in enumerate(sigma):
+        torch.testing.assert_close(together[i : i + 1], guided(X[i : i + 1], s).mean)
+    moved = (together != GIVEN(X, sigma).mean).flatten()
+    assert moved.tolist() == [False, False, True, True, False, False, True]
+    # The same for images [B, C, H, W]: 1 + 3 (2 - 1) inside, 2 outside.
+    two, one = (predicts_x0(lambda x, t, v=v: torch.full_like(x, v), VE()) for v in (2.0, 1.0))
+    pictures = guide(two, one, 3.0, low=0.5, high=1.0)(torch.zeros(7, 3, 2, 2), sigma).mean
+    expected = torch.tensor([2.0, 2.0, 4.0, 4.0, 2.0, 2.0, 4.0])[:, None, None, None]
+    assert torch.equal(pictures, expected.expand(7, 3, 2, 2))
 
 
 def test_guidance_moves_samples_towards_the_condition() -> None:

@@ -23,6 +23,7 @@ from sfumato.noise import (
     cosine_betas,
     linear_betas,
 )
+from sfumato.parameterization import edm_preconditioned
 
 F64 = torch.float64
 LINEAR = NoiseLevels.from_betas(linear_betas(1000))
@@ -242,6 +243,63 @@ def test_grids_have_n_plus_one_values_and_descend_to_zero(name: str, steps: int)
 def test_grids_of_no_steps_are_refused(name: str):
     with pytest.raises(ValueError, match="at least one step"):
         GRIDS[name](0)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.0, 80.0), (0.0, 80.0), (80.0, 0.002), (1.0, 1.0), (NAN, 80.0), (0.1, INF)]
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda low, high: noise.karras(5, low, high),
+        lambda low, high: noise.geometric(5, low, high),
+        lambda low, high: NoiseLevels.geometric(5, low, high),
+        VE,
+        lambda low, high: edm_preconditioned(lambda x, c: x, low=low, high=high),
+    ],
+    ids=["karras", "geometric", "ladder", "ve", "edm"],
+)
+def test_levels_must_be_positive_finite_and_in_order(
+    make: Callable[[float, float], object], low: float, high: float
+):
+    with pytest.raises(ValueError, match="0 < low < high"):
+        make(low, high)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: noise.karras(5, rho=0.0), "rho"),
+        (lambda: noise.karras(5, rho=NAN), "rho"),
+        (lambda: noise.vp(5, epsilon=0.0), "epsilon"),
+        (lambda: noise.iddpm(5, first=1000), "0..999, not 1000"),
+        (lambda: NoiseLevels.geometric(0, 0.01, 1.0), "at least one level"),
+        (lambda: VP(epsilon=0.0), "epsilon"),
+        (lambda: VP(beta_min=-1.0), "beta_min"),
+        (lambda: SubVP(beta_d=NAN), "beta_d"),
+        (lambda: edm_preconditioned(lambda x, c: x, 0.0), "sigma_data"),
+        (lambda: NoiseLevels.from_betas(cosine_betas(0)), "at least 1"),
+        (lambda: NoiseLevels.from_betas(torch.tensor(0.1)), r"must be \[T\]"),
+        (lambda: noise.zero_terminal_snr(cosine_betas(0)), "at least two betas"),
+        (lambda: noise.zero_terminal_snr(cosine_betas(1)), "at least two betas"),
+    ],
+)
+def test_numbers_that_make_no_levels_are_refused(make: Callable[[], object], named: str):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+@pytest.mark.parametrize("sigma", [NAN, INF, -INF, -1.0])
+def test_a_sigma_that_is_no_level_is_refused(sigma: float):
+    asked = torch.tensor([1.0, sigma], dtype=F64)
+    for limits in (NoiseRange(0.002, 80.0), LINEAR.range):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            limits.check(asked)
+    with pytest.raises(ValueError, match="finite and not negative"):
+        LINEAR.condition(torch.tensor([sigma], dtype=F64))
 
 
 def test_karras_is_linear_in_the_root():

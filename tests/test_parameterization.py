@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from oracles import EmpiricalData, GaussianOracle, Mixture
 from sfumato.denoiser import Clipped, Counted
+from sfumato.diffusion import decoder_term
 from sfumato.gaussian import Gaussian
 from sfumato.noise import (
     VE,
@@ -336,6 +337,35 @@ def test_the_state_keeps_its_dtype_and_the_network_its_own(
     torch.testing.assert_close(out.mean.double(), exact, rtol=0, atol=1e-4 if rough else 1e-11)
 
 
+class HalfNetwork(nn.Module):
+    """A convolution in half precision that embeds the level in float32, as large networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(1, 1, 1)
+        nn.init.constant_(self.mix.weight, 0.5)
+        nn.init.zeros_(self.mix.bias)
+        self.told: list[float] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        assert t.dtype == torch.float32
+        self.told += t.tolist()
+        return self.mix(x)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_networks_in_half_precision_work_and_are_told_the_exact_level(half: torch.dtype):
+    net = HalfNetwork().to(half)
+    x = numbers(2, 1, 3, 3).float()
+    # bfloat16 has no 999: it would be told 1000, which is no level.
+    sigma = LADDER.sigma[[999, 998]]
+    out = predicts_x0(net, LADDER)(x, sigma)
+    assert net.told == [999.0, 998.0]
+    assert out.mean.dtype == torch.float32
+    exact = 0.5 * x * LADDER.scale(sigma)[:, None, None, None].float()
+    torch.testing.assert_close(out.mean, exact, rtol=2**-7, atol=0)
+
+
 def test_a_float32_sigma_on_the_ladder_is_accepted():
     """A training loop may hand levels in float32: they round to the ladder's own."""
     x, net = numbers(3, 2).float(), Small()
@@ -374,6 +404,19 @@ def test_decoder_var_without_a_ladder_must_be_fitted_or_bound():
     fitted = Adapted(denoise.network, denoise.process, denoise.coefficients, fixed_decoder_var=0.1)
     assert float(fitted.decoder_var) == pytest.approx(0.1)
     assert float(fitted.on(karras(18)).decoder_var) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("var", [0.0, -1e-5, float("nan"), float("inf")])
+def test_a_decoder_without_variance_is_refused(var: float):
+    """With none, -log p is infinite for every image that is not predicted exactly."""
+    denoise = edm_preconditioned(lambda x, t: x)
+    with pytest.raises(ValueError, match="variance must be above 0"):
+        Adapted(denoise.network, denoise.process, denoise.coefficients, fixed_decoder_var=var)
+    if var != float("inf"):
+        x0 = numbers(2, 3)
+        given = Gaussian(x0, torch.zeros((), dtype=F64))
+        with pytest.raises(ValueError, match="variance must be above 0"):
+            decoder_term(x0, given, torch.tensor(var, dtype=F64), 1 / 255)
 
 
 def test_priors():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from PIL import Image
 from torch.nn.utils import parameters_to_vector
 
 from recipe_helpers import BATCH, QUIET, in_memory, small
@@ -19,17 +20,23 @@ from sfumato.errors import ConfigError
 from sfumato.networks.config import ADMConfig, UNetConfig
 from sfumato.recipes import build
 from sfumato.recipes.config import (
+    EmaConfig,
     NoiseConfig,
+    OptimizerConfig,
     ProcessConfig,
     Recipe,
     SamplerConfig,
 )
 from sfumato.recipes.model import Model
+from sfumato.recipes.plan import plan_of
 from sfumato.recipes.presets import names, recipe
+from sfumato.recipes.preview import Preview, preview_sampler
+from sfumato.recipes.progress import Every, Progress
 from sfumato.recipes.run import Run
-from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+from sfumato.recipes.run_config import Arithmetic, Bookkeeping, DataConfig, RunConfig
+from sfumato.recipes.run_log import RunLog
 from sfumato.recipes.toml import difference, from_toml, to_toml
-from sfumato.training.loop import train
+from sfumato.training.loop import Record, train
 from sfumato.training.optimizer import NoDecay
 from sfumato.training.state import TrainState
 
@@ -61,9 +68,14 @@ def test_a_run_config_survives_its_file(tmp_path: Path) -> None:
         recipe("ncsn-tiny"),
         DataConfig(data="x", size=(9, 13), value_range=(0.0, 2.5), layout="NCHW", classes=True),
         Bookkeeping(minutes=1.5, threads=3),
+        Arithmetic("bfloat16", channels_last=True),
     )
     config.write(tmp_path / "config.toml")
     assert RunConfig.read(tmp_path / "config.toml") == config
+    text = (tmp_path / "config.toml").read_text()
+    (tmp_path / "config.toml").write_text(text.replace('"bfloat16"', '"int8"'))
+    with pytest.raises(ConfigError, match="unknown arithmetic 'int8'"):
+        RunConfig.read(tmp_path / "config.toml")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +214,19 @@ LADDER = {"process": ProcessConfig(kind="ladder"), "noise": NoiseConfig(draws="l
         ({**LADDER, "predicts": "v", "process": ProcessConfig(kind="ladder", steps=1)}, "steps"),
         ({"min_snr": 0.0}, "min_snr"),
         ({"seed": -1}, "seed"),
+        ({"process": ProcessConfig(zero_terminal_snr=True)}, "zero_terminal_snr .* edm has none"),
+        ({"optimizer": OptimizerConfig(learning_rate=0.0)}, "learning_rate must be above 0"),
+        ({"optimizer": OptimizerConfig(learning_rate=-1e-3)}, "learning_rate must be above 0"),
+        ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "learning_rate .* not nan"),
+        ({"optimizer": OptimizerConfig(matrix_rate=0.0)}, "matrix_rate must be above 0"),
+        ({"optimizer": OptimizerConfig(beta2=1.0)}, r"beta2 lies in \[0, 1\), not 1"),
+        ({"optimizer": OptimizerConfig(beta2=-0.1)}, "beta2"),
+        ({"optimizer": OptimizerConfig(clip=-1.0)}, r"clip \(-1.0\) must be 0 or more"),
+        ({"optimizer": OptimizerConfig(ramp_images=-1)}, r"ramp_images \(-1\)"),
+        ({"ema": EmaConfig(decay=1.5)}, r"decay lies in \[0, 1\), not 1.5"),
+        ({"ema": EmaConfig(decay=-0.5)}, "decay"),
+        ({"ema": EmaConfig(halflife_images=0)}, "halflife_images"),
+        ({"ema": EmaConfig(ramp_up=-0.1)}, "ramp_up"),
     ],
 )
 def test_a_contradiction_is_refused_with_its_reason(
@@ -256,6 +281,89 @@ def test_every_recipe_trains_and_samples(name: str, tmp_path: Path) -> None:
     assert (raw[0] != raw[1]).any()
 
 
+def with_its_sampler(name: str, levels: int, **sampler: object) -> Recipe:
+    """The small recipe with the sampler it really has, on a ladder of so many levels."""
+    base = recipe(name)
+    process = replace(base.process, steps=levels, sigma_data=0.5)
+    own = replace(base.sampler, batch=2, **sampler)  # type: ignore[arg-type]
+    return small(name, process=process, sampler=own)
+
+
+OWN_SAMPLERS = [
+    *(pytest.param(with_its_sampler(name, 30), id=name) for name in names() if "tiny" in name),
+    pytest.param(with_its_sampler("ncsn-tiny", 10), id="ncsn-10-levels"),
+    pytest.param(with_its_sampler("ddpm-tiny", 22), id="ddpm-22-levels"),
+    pytest.param(
+        with_its_sampler(
+            "ddpm-tiny", 30, solver="euler", grid="karras", steps=28, sigma_min=0.1, sigma_max=5.0
+        ),
+        id="ddpm-karras-within-bounds",
+    ),
+]
+
+
+@pytest.mark.parametrize("chosen", OWN_SAMPLERS)
+def test_a_recipes_own_sampler_and_its_preview_draw(chosen: Recipe, tmp_path: Path) -> None:
+    images = in_memory()
+    network = build.network_of(chosen, images.format.shape, 0).eval().requires_grad_(False)
+    model = Model(chosen, network, images.format)
+    assert model.sample(1).std() > 0
+    log = RunLog(tmp_path, 1, print)
+    Preview(tmp_path, chosen, log, Every(1, 0, 0.0)).look(model, step=1)
+    (file,) = (tmp_path / "samples").iterdir()
+    assert Image.open(file).size[0] > 6 * 8
+    # A look in between must not take long, and shows the same noise every time.
+    short = preview_sampler(chosen)
+    walked = len(build.grid_of(short, model.denoiser)) - 1
+    assert walked <= 25
+    if chosen.process.steps == 30 and chosen.process.kind in LADDERS:
+        assert (walked, short.solver) == (18, "ddim")
+
+
+@pytest.mark.parametrize(("value", "level"), [(0.0, 0), (1.0, 255)])
+def test_a_preview_shows_values_in_their_range(
+    value: float, level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = in_memory(dtype="float32")
+    assert (images.format.low, images.format.high) == (0.0, 1.0)
+    chosen = with_its_sampler("edm-tiny", 30)
+    model = Model(chosen, build.network_of(chosen, images.format.shape, 0), images.format)
+    flat = np.full((36, 1, 8, 8), value, np.float32)
+    monkeypatch.setattr(Model, "sample", lambda *arguments, **options: flat)
+    Preview(tmp_path, chosen, RunLog(tmp_path, 1, print), Every(1, 0, 0.0)).look(model, step=1)
+    (file,) = (tmp_path / "samples").iterdir()
+    assert np.asarray(Image.open(file))[4, 4] == level
+
+
+def test_every_counts_steps_or_marks_of_the_progress() -> None:
+    by_step = Every(4, 5, 0.0)
+    assert [step for step in range(1, 13) if by_step.due(step, step / 12)] == [4, 8, 12]
+    by_mark = Every(0, 5, 0.0)
+    assert [step for step in range(1, 101) if by_mark.due(step, step / 100)] == [
+        20,
+        40,
+        60,
+        80,
+        100,
+    ]
+    # A resumed run starts behind the marks it has passed; a rollback does not pass them again.
+    resumed = Every(0, 5, 0.39)
+    assert not resumed.due(1, 0.395)
+    assert resumed.due(2, 0.41)
+    assert not resumed.due(3, 0.3)
+    assert not resumed.due(4, 0.42)
+    assert resumed.due(5, 0.99)
+
+
+def test_progress_tells_the_share_waited() -> None:
+    progress = Progress(100, 0.0)
+    assert progress.waited_share == 0
+    for images, seconds, waited in ((10, 1.0, 0.5), (20, 3.0, 0.5)):
+        progress.add(Record(1, images, 10, 0.0, 0.0, 0.0, seconds, waited))
+    assert progress.waited_share == pytest.approx(1 / 4)
+    assert (progress.images, progress.seconds, progress.share) == (20, 4.0, 0.2)
+
+
 LADDERS = ("ladder", "ncsn")
 DRAWS = {"edm": "log-normal", "vp": "time", "subvp": "time", "ve": "log-uniform"}
 PREDICTS = ("edm", "noise", "x0", "v", "mean", "score")
@@ -307,7 +415,7 @@ def fitted(chosen: Recipe) -> Model:
     """Train without a run folder; the loss must be finite and the weights must move."""
     images = in_memory()
     network = build.network_of(chosen, images.format.shape, 0)
-    plan = build.plan_of(chosen, 1 / 255, 0, NoDecay())
+    plan = plan_of(chosen, 1 / 255, 0, NoDecay())
     state = TrainState.start(network, plan)
     before = parameters_to_vector(network.parameters()).clone()
     batch = Batch(to_model(images.read(range(BATCH)), images.format))

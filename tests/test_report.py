@@ -26,6 +26,7 @@ from sfumato.report.run_page import (
     run_page,
     write_run_report,
 )
+from sfumato.report.words import duration
 
 RNG = np.random.default_rng(0)
 
@@ -131,7 +132,10 @@ def full_report():
         subtitle="of nothing",
         recipe={"recipe": "edm-tiny", "batch": 64, "bf16": True, "dropout": 0.1, "note": None},
         commands=["sfumato train edm-tiny --data x"],
-        log=[{"images": 64.0 * i, "loss": 1 / i, "images_per_second": 50.0} for i in range(1, 40)],
+        log=[
+            {"images": 64.0 * i, "loss": 1 / i, "images_per_second": 50.0, "waited_share": 0.02}
+            for i in range(1, 40)
+        ],
         levels=LevelLoss(sigma.tolist(), (1 / sigma).tolist(), sigma.tolist(), "Try P_mean = -1."),
         samples=images,
         real=images[::-1].copy(),
@@ -140,7 +144,6 @@ def full_report():
         frechet=[FrechetRow("samples, held-out", 123.25, 2000, 1000, "EfficientNet-Lite0", 40.0)],
         classes=[ClassRow("shirt", 0.75, 0.9, 0.5), ClassRow("bag", 0.25, 0.5, 0.5)],
         class_note="a small CNN",
-        least_share=0.04,
         timings={"training": 300.0, "sampling": 30.0},
         environment={"torch": "2.13"},
         warnings=["two images were skipped"],
@@ -238,10 +241,46 @@ def test_curve_leaves_out_skipped_steps_and_smoothing_keeps_a_line():
         plots.level_loss([1.0, 2.0], [1.0])
 
 
+def test_the_share_of_time_waited_for_data_is_a_mean_over_time():
+    # 1,000 images at 100 a second with 50 % waiting, then as many at 900 without any.
+    log = [
+        {"images": 1000.0, "loss": 1.0, "images_per_second": 100.0, "waited_share": 0.5},
+        {"images": 2000.0, "loss": 1.0, "images_per_second": 900.0, "waited_share": 0.0},
+    ]
+    text = Page(run_page(RunReport("run", log=log)).html()).text
+    assert "Waited for data 45.0 % of the training time; images kept as one .npy" in " ".join(
+        text.split()
+    )
+    quick = [{**line, "waited_share": 0.0} for line in log]
+    assert "0.0 % of the training time" in Page(run_page(RunReport("run", log=quick)).html()).text
+    silent = [{"images": 1000.0, "loss": 1.0}]
+    assert "Waited" not in Page(run_page(RunReport("run", log=silent)).html()).text
+
+
+def test_a_number_for_fewer_real_images_says_how_many():
+    row = FrechetRow("samples against held-out images", 123.25, 2000, 1000, "features", 40.0, 300)
+    page = Page(run_page(RunReport("run", frechet=[row])).html()).text
+    assert "real images: 40 (of 300)" in page
+    same = replace(row, real_n=2000)
+    assert "(of" not in Page(run_page(RunReport("run", frechet=[same])).html()).text
+
+
+def test_how_many_training_images_were_searched_is_said():
+    images = noise(4, 1, 8, 8)
+    near = Neighbours(images, images, [0.1] * 4, searched=10_000, total=60_000)
+    text = Page(run_page(RunReport("run", neighbours=near)).html()).text
+    assert "among 10,000 training images of 60,000, evenly spread" in text
+    whole = Page(run_page(RunReport("run", neighbours=replace(near, total=10_000))).html()).text
+    assert "among all 10,000 training images." in whole
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
+        (0, "0 s"),
         (0.42, "0.42 s"),
+        (9.4, "9.4 s"),
+        (9.96, "10 s"),
         (9.996, "10 s"),
         (59.6, "1 min 00 s"),
         (425, "7 min 05 s"),
@@ -249,4 +288,4 @@ def test_curve_leaves_out_skipped_steps_and_smoothing_keeps_a_line():
     ],
 )
 def test_duration_in_words(seconds, words):
-    assert plots.duration(seconds) == words
+    assert duration(seconds) == words

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import signal
 import subprocess
@@ -16,21 +14,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import sfumato
-from recipe_helpers import BATCH, QUIET, array_file, in_memory, open_run, pixels, small
+from recipe_helpers import (
+    BATCH,
+    LONG,
+    OPTIONS,
+    QUIET,
+    array_file,
+    assert_same_run,
+    in_memory,
+    log_of,
+    open_run,
+    pixels,
+    small,
+)
 from sfumato.cli import main
+from sfumato.data.images import Subset
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipes import run as run_module
 from sfumato.recipes.run import Run
-from sfumato.recipes.run_config import DataConfig, RunConfig
-from sfumato.training import checkpoint as checkpoint_module
-from sfumato.training.checkpoint import load_checkpoint
+from sfumato.recipes.run_config import Arithmetic, DataConfig, RunConfig
 from sfumato.training.history import checkpoints, latest_checkpoint, verify
+from sfumato.training.precision import Choice, Precision
 
 STEPS = 8
-TIMED = ("images_per_second", "waited_share", "seconds")
 SOURCE = str(Path(sfumato.__file__).parents[1])
 
 
@@ -45,24 +53,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert len(list(open_run(folder, data, sample_every=4).steps())) == STEPS
     return folder
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    """Weights, average, optimizer and logged losses must be equal to the bit."""
-    ours = load_checkpoint(latest_checkpoint(folder).path, training=True)
-    theirs = load_checkpoint(latest_checkpoint(whole).path, training=True)
-    assert (ours.step, ours.images, ours.position) == (theirs.step, theirs.images, theirs.position)
-    for part in ("network", "ema", "optimizer"):
-        a, b = getattr(ours, part), getattr(theirs, part)
-        assert a.keys() == b.keys()
-        different = [name for name in a if not torch.equal(a[name], b[name])]
-        assert not different, f"{part}: {different}"
-    assert log_of(folder) == log_of(whole)
 
 
 def test_a_run_folder_holds_what_is_promised(whole: Path) -> None:
@@ -135,18 +125,6 @@ def test_classes_augmentation_and_micro_batches_resume_to_the_bit(tmp_path: Path
     assert_same_run(tmp_path / "part", tmp_path / "whole")
 
 
-def test_a_log_cut_short_by_a_crash_is_mended(tmp_path: Path, data: Path, whole: Path) -> None:
-    steps = open_run(tmp_path, data).steps()
-    for _ in range(5):
-        next(steps)
-    steps.close()  # type: ignore[attr-defined]
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 6, "images": 24, "loss": 1.0}\n{"step": 7, "ima')
-    for _ in open_run(tmp_path, data, resume=True).steps():
-        pass
-    assert_same_run(tmp_path, whole)
-
-
 def command(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -157,15 +135,6 @@ def command(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-LONG = 60
-OPTIONS = (
-    "--network.width 8 --network.multipliers 1 2 --network.attention "
-    "--batch 4 --precision float32 --optimizer.ramp-images 0 --sampler.steps 2 --sampler.batch 36 "
-    "--layout NHWC --threads 1 --no-report --no-tensorboard --log-every 1 --save-every 5 "
-    f"--images {LONG * 4} --sample-every {10 * LONG}"
-).split()
 
 
 @pytest.fixture(scope="module")
@@ -276,92 +245,66 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         assert again.read_bytes() == (latest_checkpoint(whole).path / file).read_bytes()
 
 
-def test_resuming_passes_over_a_damaged_checkpoint(tmp_path: Path, data: Path, whole: Path) -> None:
-    steps = open_run(tmp_path, data).steps()
-    for _ in range(7):
-        next(steps)
-    steps.close()  # type: ignore[attr-defined]
-    newest = checkpoints(tmp_path)[-1]
-    content = (newest / "network.safetensors").read_bytes()
-    (newest / "network.safetensors").write_bytes(content[:-10])
-    said: list[str] = []
-    config = RunConfig(small(steps=8), DataConfig(data=str(data), layout="NHWC"), QUIET)
-    run = Run.open(config, tmp_path, resume=True, say=said.append)
-    assert run.state.step == 6
-    assert any("skipped damaged" in line and "00000007" in line for line in said)
-    assert len(list(run.steps())) == 2
-    assert_same_run(tmp_path, whole)
-
-
-class FullDisk:
-    """Writing a checkpoint's file fails while `full`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.full = False
-        write = checkpoint_module.FolderWriter.write
-
-        def maybe(writer: Any, name: str, content: bytes) -> Any:
-            if self.full and name.startswith("training"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write(writer, name, content)
-
-        monkeypatch.setattr(checkpoint_module.FolderWriter, "write", maybe)
-
-
-def with_voice(folder: Path, data: Path, said: list[str]) -> Run:
-    config = RunConfig(small(steps=8), DataConfig(data=str(data), layout="NHWC"), QUIET)
-    return Run.open(config, folder, say=said.append)
-
-
-def test_a_full_disk_warns_and_training_goes_on(
-    tmp_path: Path, data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sampler", "reason"),
+    [
+        ({"guidance": 3.0}, "guidance 3 needs"),
+        ({"sigma_max": 500.0}, "within what the model was trained on"),
+        ({"grid": "uniform"}, "this model has none"),
+        ({"grid": "all"}, "this model has none"),
+    ],
+)
+def test_a_sampler_that_cannot_work_is_refused_at_the_start(
+    tmp_path: Path, data: Path, sampler: dict[str, Any], reason: str
 ) -> None:
-    disk, said = FullDisk(monkeypatch), list[str]()
-    for record in with_voice(tmp_path, data, said).steps():
-        disk.full = 5 <= record.step < 8
-    assert [line for line in said if "No space left" in line]
-    assert [path.name for path in checkpoints(tmp_path)] == ["00000003", "00000008"]
-    assert not [p for p in (tmp_path / "checkpoints").iterdir() if not p.name.isdigit()]
-    assert_same_run(tmp_path, whole)
+    chosen = small(sampler=replace(small().sampler, **sampler))
+    with pytest.raises(ConfigError, match=reason):
+        open_run(tmp_path / "run", data, chosen)
+    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("every", [3, 8])
-def test_a_full_disk_at_the_end_is_an_error_and_the_last_checkpoint_stays(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, every: int
-) -> None:
-    # every = 8: the last step also is one of the regular saves, which only warn.
-    disk = FullDisk(monkeypatch)
-    run = open_run(tmp_path, data, save_every=every)
-
-    def all_steps() -> None:
-        for record in run.steps():
-            disk.full = record.step > 6
-
-    with pytest.raises(CheckpointError, match=r"could not save .*No space left"):
-        all_steps()
-    if every == 3:
-        assert latest_checkpoint(tmp_path).path.name == "00000006"
+def test_an_empty_set_is_refused_and_not_replaced(tmp_path: Path, data: Path) -> None:
+    config = RunConfig(small(), DataConfig(data=str(data), layout="NHWC"), QUIET)
+    with pytest.raises(DataError, match="no images to train on"):
+        Run.open(config, tmp_path / "run", images=Subset(in_memory(), []))
 
 
-def test_losses_that_are_not_finite_are_reported(
+def test_test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
+    config = RunConfig(small(), DataConfig(classes=True), QUIET)
+    images, other = in_memory(classes=3), in_memory(classes=3)
+    other.classes = ("0", "2", "1")
+    with pytest.raises(ConfigError, match=r"classes 0, 2, 1, the training images 0, 1, 2"):
+        Run.open(config, tmp_path / "run", images=images, test=other)
+    assert not (tmp_path / "run").exists()
+    # Test images may do without.
+    Run.open(config, tmp_path / "run", images=images, test=in_memory())
+
+
+def test_sigma_data_is_measured_for_every_recipe(tmp_path: Path, data: Path) -> None:
+    # The loss by level is told against it, whatever the process.
+    expected = (pixels().astype(float) / 127.5 - 1).std()
+    for name in ("ddpm-tiny", "ve-tiny"):
+        run = open_run(tmp_path / name, data, small(name))
+        saved = RunConfig.read(tmp_path / name / "config.toml").recipe.process.sigma_data
+        assert saved == pytest.approx(expected, abs=1e-3)
+        assert run.state.statistics.sigma_data == saved
+
+
+def test_a_restart_before_the_first_checkpoint_keeps_the_arithmetic(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = open_run(tmp_path, data)
-    loss = run.plan.objective.loss
-    calls: Iterator[int] = iter(range(100))
+    chosen = Precision("bfloat16", channels_last=True)
+    monkeypatch.setattr(run_module, "choose_precision", lambda *a, **b: Choice(chosen, "measured"))
+    open_run(tmp_path, data, small(precision="auto"))
 
-    class Broken:
-        def loss(self, *arguments: Any) -> Any:
-            losses = loss(*arguments)
-            broken = next(calls) == 2
-            return replace(losses, value=losses.value * float("nan")) if broken else losses
+    def again(*arguments: Any, **options: Any) -> Choice:
+        return Choice(Precision(), "measured anew")
 
-    run.plan = replace(run.plan, objective=Broken())  # type: ignore[arg-type]
-    records = list(run.steps())
-    assert [record.skipped for record in records] == [False, False, True] + [False] * 5
-    assert "loss nan, weights left alone" in (records[2].message or "")
-    messages = [line for line in log_of(tmp_path) if "message" in line]
-    assert [line["step"] for line in messages] == [3]
+    monkeypatch.setattr(run_module, "choose_precision", again)
+    run = open_run(tmp_path, data, small(precision="auto"), resume=True)
+    assert run.precision == chosen
+    list(run.steps())
+    assert RunConfig.read(tmp_path / "config.toml").arithmetic == Arithmetic("bfloat16", True)
 
 
 def test_test_images_of_another_format_are_refused(tmp_path: Path, data: Path) -> None:
@@ -399,10 +342,18 @@ def test_minutes_end_the_run_with_its_decay_done(
     assert checkpoints(tmp_path)[-1].name == "00000012"
 
 
-def test_the_library_trains_from_python(tmp_path: Path) -> None:
-    images = in_memory(classes=2)
-    records = list(sfumato.train(small(steps=3), images, tmp_path / "run"))
-    assert [record.step for record in records] == [1, 2, 3]
-    assert sfumato.load(tmp_path / "run").classes == images.classes
-    with pytest.raises(ConfigError, match="already holds a run"):
-        next(iter(sfumato.train(small(steps=3), images, tmp_path / "run")))
+@pytest.mark.parametrize("minutes", [0.0, 0.1])
+def test_sample_every_counts_steps_with_and_without_a_time_limit(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, minutes: float
+) -> None:
+    run = open_run(tmp_path, data, small(steps=12), minutes=minutes, sample_every=5)
+    real = run_module.train_steps
+
+    def paced(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for record in real(*arguments, **options):
+            yield replace(record, seconds=0.5)
+
+    monkeypatch.setattr(run_module, "train_steps", paced)
+    assert len(list(run.steps())) == 12
+    drawn = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert drawn == ["training-000000020.png", "training-000000040.png"]

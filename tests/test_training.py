@@ -218,11 +218,12 @@ def test_several_bad_steps_roll_back_to_the_last_good_state() -> None:
     record = next(run)
     assert record.message is not None
     assert "rolled back from step 11 to step 4" in record.message
+    assert record.rolled_back
     assert (state.step, state.images, state.retry) == (4, 32, 1)
     for name, p in state.network.named_parameters():
         assert torch.equal(p, kept[name])
     again = list(islice(run, 8))
-    assert not any(r.skipped for r in again)
+    assert not any(r.skipped or r.rolled_back for r in again)
     assert [r.step for r in again] == list(range(5, 13))
 
 
@@ -243,6 +244,73 @@ def test_hopeless_training_gives_up_with_advice() -> None:
     with pytest.raises(TrainingError, match="lower learning rate"):
         messages.extend(r.message for r in train(state, Data(), how))
     assert sum("rolled back" in (m or "") for m in messages) == 3
+
+
+def test_giving_up_leaves_the_last_good_state() -> None:
+    how = plan(patience=2, snapshot_steps=1)
+    state = TrainState.start(Faulty(set(range(4, 1000))), how)
+    run = train(state, Data(), how)
+    assert [next(run).step for _ in range(3)] == [1, 2, 3]
+    good = {k: v.clone() for k, v in state.network.named_parameters()}
+    average = {k: v.clone() for k, v in state.ema.network.named_parameters()}
+
+    def spoil_each() -> None:
+        for _ in run:
+            with torch.no_grad():
+                for parameter in (*state.network.parameters(), *state.ema.network.parameters()):
+                    parameter.fill_(math.nan)
+            assert not state.finite
+
+    with pytest.raises(TrainingError):
+        spoil_each()
+    # The last try has its own noise too: a resumed run would not repeat one that failed.
+    assert (state.step, state.images, state.retry) == (3, 24, 4)
+    assert state.whole
+    assert state.finite
+    for name, p in state.network.named_parameters():
+        assert torch.equal(p, good[name])
+    for name, p in state.ema.network.named_parameters():
+        assert torch.equal(p, average[name])
+
+
+def test_a_state_is_finite_where_weights_and_average_are() -> None:
+    for which in ("network", "average"):
+        state = TrainState.start(tiny(), plan())
+        assert state.finite
+        spoiled = state.network if which == "network" else state.ema.network
+        with torch.no_grad():
+            next(iter(spoiled.parameters())).view(-1)[0] = math.inf
+        assert not state.finite
+
+
+def test_an_exception_inside_a_step_is_told_by_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = TrainState.start(tiny(), plan())
+    run = train(state, Data(), plan())
+    next(run)
+    assert state.whole
+
+    def interrupted(network: nn.Module, decay: float) -> None:
+        raise KeyboardInterrupt
+
+    # The weights have moved, their average has not.
+    monkeypatch.setattr(state.ema, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    assert not state.whole
+
+
+def test_an_exception_of_the_data_leaves_the_state_whole() -> None:
+    def ending() -> Iterator[Batch]:
+        yield next(Data())
+        raise DataError("no more")
+
+    state = TrainState.start(tiny(), plan())
+    run = train(state, ending(), plan())
+    next(run)
+    with pytest.raises(DataError):
+        next(run)
+    assert state.whole
+    assert state.step == 1
 
 
 # --- Learning -------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from sfumato.gaussian import Gaussian, per_example
@@ -64,8 +63,14 @@ def level_term(x0: Tensor, x: Tensor, x0_given_x: Gaussian, sigma: Tensor, s: Te
 def decoder_term(x0: Tensor, x0_given_x: Gaussian, decoder_var: Tensor, half_bin: float) -> Tensor:
     """Return -log p(x0 | x_1) in nats per example, [B]: the discretised decoder of DDPM eq. (13).
 
-    `half_bin` is half the distance of two neighbouring pixel values (1/255 for 8 bits).
+    `half_bin` is half the distance of two neighbouring pixel values (1/255 for 8 bits). Raises
+    ValueError unless decoder_var ([] or [B], data units squared) is above 0.
     """
+    if not (decoder_var > 0).all():
+        raise ValueError(
+            f"the decoder's variance must be above 0, not {float(decoder_var.min()):g}: take that "
+            "of a ladder or grid (denoise.on(sigmas).decoder_var) or fit one on held-out images"
+        )
     decoder = Gaussian(x0_given_x.mean, expand(decoder_var, x0))
     return -per_example(decoder.log_mass(x0, half_bin))
 
@@ -82,8 +87,3 @@ def first_decoder_var(first: Tensor, second: Tensor) -> Tensor:
     """
     keep = (first / second) ** 2
     return first**2 * (1 - keep) / (1 + first**2)
-
-
-def zeros(x: Tensor) -> Tensor:
-    """Return the scalar 0 in x's dtype and device: the variance of a denoiser without one."""
-    return torch.zeros((), dtype=x.dtype, device=x.device)

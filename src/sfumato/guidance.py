@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from sfumato.diffusion import expand
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseRange
 from sfumato.protocols import Denoiser
@@ -46,13 +48,14 @@ class Guided:
         )
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
-        """Return the guided distribution; its variance is the conditional one's."""
+        """Return the guided distribution, each image by its own sigma; var is the conditional's."""
         given = self.conditional(x, sigma)
-        inside = bool(((sigma > self.low) & (sigma <= self.high)).all())
-        if self.scale == 1 or not inside:
+        inside = (sigma > self.low) & (sigma <= self.high)
+        if self.scale == 1 or not inside.any():
             return given
         free = self.unconditional(x, sigma).mean
-        return Gaussian(free + self.scale * (given.mean - free), given.var)
+        mean = free + self.scale * (given.mean - free)
+        return Gaussian(torch.where(expand(inside, x) > 0, mean, given.mean), given.var)
 
 
 def guide(

@@ -16,6 +16,7 @@ it and what number tells the network the noise level. Integer times and schedule
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from sfumato.diffusion import expand, first_decoder_var
 from sfumato.gaussian import Gaussian
-from sfumato.noise import F64, Interpolated, NoiseLevels, NoiseRange
+from sfumato.noise import F64, Interpolated, NoiseLevels, NoiseRange, check_bounds
 
 Network = Callable[..., Tensor]
 
@@ -70,8 +71,9 @@ def unit_gaussian(sigma: Tensor) -> Tensor:
 class Adapted:
     """A network with its parameterization: a `Denoiser`, and a `Conditional`.
 
-    Coefficients are float64 on the host; x keeps its dtype (float32 or float64); the network is
-    called in the dtype of its own parameters.
+    Coefficients are float64 on the host; x keeps its dtype (float32 or float64). The network sees
+    the image in the dtype of its own parameters, c_noise in that or, below float32, in float32.
+    Raises ValueError for a fixed_decoder_var that is not above 0.
     """
 
     network: Network
@@ -81,6 +83,11 @@ class Adapted:
     fixed_decoder_var: float | None = None
     grid: Tensor | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        var = self.fixed_decoder_var
+        if var is not None and not 0 < var < math.inf:
+            raise ValueError(f"the decoder's variance must be above 0 and finite, not {var}")
 
     @property
     def range(self) -> NoiseRange:
@@ -124,7 +131,8 @@ class Adapted:
         seen = expand(self.process.scale(sigma), x) * x
         c_noise = self.process.condition(sigma).expand(len(x))
         dtype = _dtype_of(self.network, x.dtype)
-        told = c_noise.to(device=x.device, dtype=dtype)
+        # In bfloat16 the index 999 of a level would be 1000.
+        told = c_noise.to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
         out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
         mean = expand(c_skip, x) * x + expand(c_out, x) * out
         return Gaussian(mean, expand(self.variance(sigma), x))
@@ -206,12 +214,17 @@ def predicts_score(
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDMProcess:
     """EDM's preconditioning: c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = ln(sigma) / 4."""
 
     sigma_data: float = 0.5
     low: float = 0.002
     high: float = 80.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self.low, self.high)
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be above 0 and finite, not {self.sigma_data}")
 
     @property
     def range(self) -> NoiseRange:
@@ -250,7 +263,7 @@ def edm_preconditioned(
         total = sigma**2 + sigma_data**2
         return sigma_data**2 / total, sigma * sigma_data * torch.rsqrt(total)
 
-    return Adapted(network, EDM(sigma_data, low, high), coefficients, var)
+    return Adapted(network, EDMProcess(sigma_data, low, high), coefficients, var)
 
 
 def _noise_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,10 +292,9 @@ def _needs_signal(process: Process, what: str) -> None:
 
 
 def _dtype_of(network: Network, default: torch.dtype) -> torch.dtype:
-    """Return the dtype the network computes its interface in: that of its parameters."""
+    """Return the dtype in which the network takes images: that of its first parameter."""
     if isinstance(network, nn.Module):
         for parameter in network.parameters():
-            if parameter.dtype in (torch.float32, torch.float64):
+            if parameter.is_floating_point():
                 return parameter.dtype
-            return torch.float32
     return default

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 VERBS = {
     "train": "train a model on your images",
     "sample": "draw new images from a trained model",
+    "evaluate": "measure how good the images of a run, or of a folder, are",
     "info": "say what a run, checkpoint or set of images is",
     "demo": "train on real images and write a report, in minutes",
 }
 
+_DEBUG = "SFUMATO_DEBUG"
 _USAGE = "usage: sfumato VERB [OPTIONS]    (sfumato VERB --help tells a verb's options)"
 
 
@@ -40,21 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"sfumato.cli.{verb}")
         return module.run(arguments[1:])
-    except ConfigError as error:
-        print(f"sfumato {verb}: {error}", file=sys.stderr)
-        return 2
-    except (SfumatoError, ValueError, FloatingPointError) as error:
-        print(f"sfumato {verb}: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"sfumato {verb}: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"\nsfumato {verb}: interrupted", file=sys.stderr)
         return 130
+    except (SfumatoError, ValueError, FloatingPointError, OSError) as error:
+        if os.environ.get(_DEBUG):
+            raise
+        if not isinstance(error, BrokenPipeError):
+            print(f"sfumato {verb}: {_in_words(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _in_words(error: Exception) -> str:
+    """What to tell of an error: all of a user's own one, and where to look for any other."""
+    from sfumato.errors import SfumatoError
+
+    if isinstance(error, SfumatoError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return f"{error}\n({_DEBUG}=1 in the environment shows where)"
 
 
 def _overview() -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from sfumato.cli.parse import duration, parse
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from sfumato.recipes.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,42 @@ def run(arguments: Sequence[str]) -> int:
         raise CheckpointError(f"{path} looks like a run, but its config.toml is missing")
     from sfumato.data.sources import open_images
 
-    images = open_images(options.path)
-    print(images.describe())
+    try:
+        print(open_images(options.path).describe())
+    except DataError:
+        # Images of several kinds are no one set yet; what there is can still be said.
+        if not (path.is_dir() or path.suffix.lower() == ".zip") or not _print_mixture(path):
+            raise
     return 0
+
+
+def _print_mixture(path: Path) -> bool:
+    """Print what images of several kinds there are; False where they are all alike."""
+    from sfumato.data.survey import survey
+
+    found = survey(path)
+    if not found.mixed:
+        return False
+    for name, value in {"path": found.where, **found.rows()}.items():
+        print(f"{name:<12} {value}")
+    if len(found.dtypes) > 1:
+        print("To train on them, convert the files to one bit depth.")
+        return True
+    options: list[str] = []
+    if len(found.channels) > 1:
+        options.append(f"--channels {found.channels.most_common(1)[0][0]}")
+    if len(found.sizes) > 1:
+        side = min(found.sizes.most_common(1)[0][0])
+        options.append(f"--size {side} {side}")
+    print(f"To train on them, choose what they become, for example {' '.join(options)}")
+    return True
+
+
+def _sampler(settings: Recipe) -> str:
+    """The sampler in words; a whole ladder has its own number of steps."""
+    sampler = settings.sampler
+    steps = settings.process.steps if sampler.grid == "all" else sampler.steps
+    return f"{sampler.solver}, {steps} steps, grid {sampler.grid}"
 
 
 def _print_run(path: Path) -> None:
@@ -63,8 +99,7 @@ def _print_run(path: Path) -> None:
         "trained": f"{about['images']:,} of {settings.images:,} images "
         f"({data['count']:,} different ones), {duration(described['seconds'])}",
         "arithmetic": described["precision"]["dtype"],
-        "sampler": f"{settings.sampler.solver}, {settings.sampler.steps} steps, "
-        f"grid {settings.sampler.grid}",
+        "sampler": _sampler(settings),
     }
     if where != path:
         rows["checkpoints"] = ", ".join(item.name for item in checkpoints(path))

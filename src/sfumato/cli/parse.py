@@ -8,6 +8,10 @@ from typing import TypeVar
 
 import tyro
 
+from sfumato.report.words import duration
+
+__all__ = ["duration", "free_folder", "parse"]
+
 Options = TypeVar("Options")
 
 
@@ -28,16 +32,6 @@ def parse(
         default=default if default is not None else tyro.MISSING_NONPROP,
         config=config,
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people: 42 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def free_folder(wanted: Path) -> Path:

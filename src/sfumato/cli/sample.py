@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from sfumato.cli.parse import duration, free_folder, parse
+from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
-from sfumato.recipes.config import GridName, SamplerConfig, SolverName
+from sfumato.recipes.config import SamplerConfig
 
 
 @dataclass(frozen=True)
@@ -29,40 +30,10 @@ class SampleOptions:
     """Name or number of a class to draw (models trained with --classes)."""
     out: Path | None = None
     """Folder for the images; RUN/samples/... if not given."""
-    solver: SolverName | None = None
-    """heun, euler, ddim or ancestral."""
-    steps: int | None = None
-    """Steps: heun spends 2 steps - 1 network calls, the others as many as steps."""
-    grid: GridName | None = None
-    """Grid of noise levels; uniform, quadratic and all need a model with a ladder."""
-    eta: float | None = None
-    """DDIM's eta in [0, 1]."""
-    alpha: float | None = None
-    """Heun's alpha: 1 Heun, 2/3 Ralston, 1/2 midpoint."""
-    rho: float | None = None
-    """Exponent of the karras grid."""
-    sigma_min: float | None = None
-    """Lowest sigma of the grid above 0."""
-    sigma_max: float | None = None
-    """Highest sigma of the grid."""
-    churn: float | None = None
-    """EDM's S_churn."""
-    churn_low: float | None = None
-    """EDM's S_tmin."""
-    churn_high: float | None = None
-    """EDM's S_tmax."""
-    churn_noise: float | None = None
-    """EDM's S_noise."""
-    clip: bool | None = None
-    """Clamp every prediction of x0 to the pixel range."""
-    guidance: float | None = None
-    """Classifier-free guidance (1 is off); doubles the network calls. Needs label dropout."""
-    guidance_low: float | None = None
-    """Guidance acts above this sigma ..."""
-    guidance_high: float | None = None
-    """... and up to this one."""
-    batch: int | None = None
-    """Images per network call."""
+    sampler: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(
+        default_factory=SamplerOptions
+    )
+    """Sampler."""
     weights: Literal["ema", "network"] = "ema"
     """The moving average of the weights, or the raw ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -80,17 +51,19 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"-n must be at least 1, not {options.n}: there is nothing to sample")
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.model import load
-    from sfumato.recipes.samples import SampleWriter
+    from sfumato.recipes.samples import SampleWriter, refuse_used
 
+    if options.out:
+        refuse_used(options.out)
     set_threads(options.threads)
     model = load(options.run, weights=options.weights, device=pick_device(options.device))
     for note in model.notes:
         print(f"note: {note}")
     model = model.with_precision(options.precision)
-    sampler = _sampler(options, model.recipe.sampler)
+    sampler = options.sampler.over(model.recipe.sampler)
     folder = options.out or free_folder(_default_folder(options, model.path))
-    print(f"sampling {options.n} images with {sampler.solver}, {sampler.steps} steps, "
-          f"from {model.path}")  # fmt: skip
+    steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)
+    print(f"sampling {options.n} images with {sampler.solver}, {steps}, from {model.path}")
     from tqdm import tqdm
 
     start = time.perf_counter()
@@ -108,19 +81,14 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _sampler(options: SampleOptions, default: SamplerConfig) -> SamplerConfig:
-    """Return the run's sampler with the given options in place of its own."""
-    given = {
-        item.name: value
-        for item in fields(SamplerConfig)
-        if (value := getattr(options, item.name, None)) is not None
-    }
-    if given.get("solver", default.solver) != default.solver:
-        # What belongs to the run's own solver does not carry over to another.
-        default = replace(default, solver=given["solver"], eta=0.0, alpha=1.0, churn=0.0)
-    if "grid" not in given and "steps" in given and default.grid == "all":
-        given["grid"] = "uniform"
-    return replace(default, **given)
+def _steps_in_words(sampler: SamplerConfig, walked: int) -> str:
+    """How many steps are walked, and how many of those asked for fell together."""
+    if sampler.grid == "all" or walked == sampler.steps:
+        return f"{walked} steps"
+    return (
+        f"{walked} steps ({sampler.steps} were asked for: {sampler.steps - walked} levels of the "
+        f"grid {sampler.grid} fall on others)"
+    )
 
 
 def _default_folder(options: SampleOptions, checkpoint: Path | None) -> Path:

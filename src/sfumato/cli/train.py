@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -15,6 +15,9 @@ from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import SUMMARIES, names, recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 from sfumato.recipes.toml import difference
+
+if TYPE_CHECKING:
+    from sfumato.recipes.run import Run
 
 _BAR = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} images [{remaining} left, {rate_fmt}{postfix}]"
 
@@ -35,7 +38,10 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Options of `sfumato train --resume RUN`: the rest is as the run was started."""
+    """Options of `sfumato train --resume RUN`: the rest is as the run was started.
+
+    A finished run without its report gets that.
+    """
 
     resume: Path
     """The run's folder."""
@@ -106,31 +112,56 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     from tqdm import tqdm
 
     from sfumato.recipes.run import Run
-    from sfumato.training.interruption import Interruption
 
-    with Interruption() as interruption:
-        run = Run.open(config, folder, resume=resume, say=print)
-        print(f"training to {folder} (Ctrl-C stops it and keeps what was learned)")
-        expected = run.progress.expected_images
-        with tqdm(initial=run.images, unit="img", bar_format=_BAR, total=expected) as bar:
-            for record in run.steps():
-                if record.message:
-                    bar.write(record.message)
-                bar.total = run.progress.expected_images
-                bar.set_postfix_str(f"loss {record.loss:.4f}", refresh=False)
-                bar.update(record.images - bar.n)
-                if interruption.requested:
-                    run.interrupt()
-    if run.interrupted:
-        print(f"stopped by {interruption.name} at image {run.images:,}; to continue: "
+    # Until the first step there is nothing to keep: Ctrl-C may end the opening at once.
+    run = Run.open(config, folder, resume=resume, say=tqdm.write)
+    if not run.finished and (signal := _train(run)):
+        print(f"stopped by {signal} at image {run.images:,}; to continue: "
               f"sfumato train --resume {folder}")  # fmt: skip
         return 130
     print(f"trained on {run.images:,} images in {duration(run.seconds)}")
     if config.run.report:
-        print(f"report: {run.write_report(print)}")
+        _report(run)
     print(f"to sample: sfumato sample {folder} -n 64")
     print(f"run: {folder}")
     return 0
+
+
+def _train(run: Run) -> str | None:
+    """Take all steps; return the signal's name where one stopped them."""
+    from tqdm import tqdm
+
+    from sfumato.training.interruption import Interruption
+
+    print(f"training to {run.folder} (Ctrl-C stops it and keeps what was learned)")
+    expected = run.progress.expected_images
+    with (
+        Interruption() as interruption,
+        tqdm(initial=run.images, unit="img", bar_format=_BAR, total=expected) as bar,
+    ):
+        for record in run.steps():
+            if record.message:
+                bar.write(record.message)
+            bar.total = run.progress.expected_images
+            bar.set_postfix_str(_postfix(record.loss, run.progress.waited_share), refresh=False)
+            bar.update(record.images - bar.n)
+            if interruption.requested:
+                run.interrupt()
+    return interruption.name if run.interrupted else None
+
+
+def _postfix(loss: float, waited: float) -> str:
+    """What stands behind the bar: the loss, and how much of the time goes into waiting for data."""
+    return f"loss {loss:.4f}, {100 * waited:.0f} % waiting for data"
+
+
+def _report(run: Run) -> None:
+    """Write the report; where that fails, say how to get it without training again."""
+    try:
+        print(f"report: {run.write_report(print)}")
+    except BaseException:
+        print(f"the model is saved; to write its report: sfumato train --resume {run.folder}")
+        raise
 
 
 def _pairs(changed: dict[str, Any]) -> str:

@@ -104,7 +104,8 @@ class InMemory(Images):
         if low < stated[0] or high > stated[1]:
             raise DataError(
                 f"{self.source}: values were expected inside the stated range [{stated[0]:g}, "
-                f"{stated[1]:g}], but they span [{low:g}, {high:g}]; correct --range LOW HIGH"
+                f"{stated[1]:g}], but they span [{low:g}, {high:g}]; correct "
+                "--value-range LOW HIGH"
             )
         return stated
 

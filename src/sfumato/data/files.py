@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,18 +49,8 @@ class FileImages(Images):
 
     def __init__(self, container: Container, shaping: Shaping, labels: bool = False) -> None:
         self._container, self._shaping, self.source = container, shaping, container.where
-        names = [n for n in container.names if not is_junk(n) and n.lower().endswith(SUFFIXES)]
-        if not names:
-            raise DataError(_nothing_found(container))
-        names.sort(key=natural_key)
-
-        headers: dict[str, Header] = {}
-        complaints: list[str] = []
-        for name, found in zip(names, in_threads(self._header, names), strict=True):
-            if isinstance(found, Header):
-                headers[name] = found
-            else:
-                complaints.append(found)
+        names = image_names(container)
+        headers, complaints = read_headers(container, names, shaping.alpha)
         check_share(complaints, len(names), self.source)
         self._names = list(headers)
         self._shape, self._dtype = _common_shape(headers, shaping, self.source)
@@ -103,20 +93,10 @@ class FileImages(Images):
                 raise DataError(
                     f"{self.source}: {name} was expected inside the range [{self.format.low:g}, "
                     f"{self.format.high:g}], but it spans [{image.min():g}, {image.max():g}]; "
-                    "correct --range LOW HIGH"
+                    "correct --value-range LOW HIGH"
                 )
             out[place] = image
         return out
-
-    def _header(self, name: str) -> Header | str:
-        """The header, or what is wrong with the file."""
-        try:
-            with self._container.open(name) as stream:
-                return read_header(stream, name, self._shaping.alpha)
-        except UnreadableImageError as error:
-            return str(error)
-        except OSError as error:
-            return f"{name} ({error})"
 
     def _decode(self, name: str) -> NDArray[Any]:
         """One image in the common shape and depth."""
@@ -156,6 +136,38 @@ class FileImages(Images):
         return min(lows), max(highs)
 
 
+def image_names(container: Container) -> list[str]:
+    """Names of the image files in natural order; DataError where there is none."""
+    names = [n for n in container.names if not is_junk(n) and n.lower().endswith(SUFFIXES)]
+    if not names:
+        raise DataError(_nothing_found(container))
+    return sorted(names, key=natural_key)
+
+
+def read_headers(
+    container: Container, names: Sequence[str], alpha: Alpha
+) -> tuple[dict[str, Header], list[str]]:
+    """The header of every readable file, in order, and what is wrong with each of the others."""
+
+    def read(name: str) -> Header | str:
+        try:
+            with container.open(name) as stream:
+                return read_header(stream, name, alpha)
+        except UnreadableImageError as error:
+            return str(error)
+        except OSError as error:
+            return f"{name} ({error})"
+
+    headers: dict[str, Header] = {}
+    complaints: list[str] = []
+    for name, found in zip(names, in_threads(read, names), strict=True):
+        if isinstance(found, Header):
+            headers[name] = found
+        else:
+            complaints.append(found)
+    return headers, complaints
+
+
 def _common_shape(
     headers: Mapping[str, Header], shaping: Shaping, where: str
 ) -> tuple[tuple[int, int, int], Dtype]:
@@ -190,8 +202,8 @@ def _common_shape(
             short = min(sizes.most_common(1)[0][0])
             raise DataError(
                 f"{where}: expected images of one size, found {len(sizes)} sizes (height x width), "
-                f"most often {common}; choose one with --size, for example --size {short} "
-                "(crops to the centre; --fit stretch or strict for other rules)"
+                f"most often {common}; choose one with --size HEIGHT WIDTH, for example --size "
+                f"{short} {short} (crops to the centre; --fit stretch or strict for other rules)"
             )
         size = next(iter(sizes))
     return (want, *size), next(iter(dtypes))

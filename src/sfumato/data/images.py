@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import cpu_count
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ class Images(ABC):
     labels: int64 [N], or None when they were not asked for. classes: a name for each label.
     fingerprint: a short hash that changes when the set does. skipped: unreadable files left out.
     resident: whether `read` costs no decoding, so caching and prefetching would gain nothing.
+    opened: the arguments with which `open_images` opens this set again; None for any other set.
     """
 
     format: PixelFormat
@@ -46,6 +47,7 @@ class Images(ABC):
     skipped: tuple[str, ...] = ()
     source: str
     resident: bool = False
+    opened: Mapping[str, Any] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -7,7 +7,6 @@ however they are decoded, cached or prefetched.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,8 +65,7 @@ class Batches(Iterator[Batch]):
     Batches run across the borders of epochs. flip: mirror each image left to right with
     probability 1/2. labels: batches carry class labels. Decoding runs `prefetch` batches ahead in
     `workers` threads, until the set is in memory: decoded images are kept when all of them fit
-    `cache_bytes`; beyond that memory holds only the batches in flight. `waited` and `busy` are the
-    seconds spent in here and in the consumer since the first batch.
+    `cache_bytes`; beyond that memory holds only the batches in flight.
 
     Raises DataError for an empty set, missing labels, or too many unreadable files. Close it, or
     use it in a `with` statement, to stop its threads.
@@ -97,7 +95,6 @@ class Batches(Iterator[Batch]):
                 "them; open it with labels=True"
             )
         self.batch_size, self.position = batch_size, position
-        self.waited, self.busy = 0.0, 0.0
         self._images, self._flip, self._labels = images, flip, labels
         self._reader = Reader(images, cache_bytes)
         self._seed = seed
@@ -106,42 +103,23 @@ class Batches(Iterator[Batch]):
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sfumato-load")
         self._pending: deque[Future[Batch]] = deque()
         self._submitted = position  # start of the next batch to ask for
-        self._left: float | None = None  # when the consumer last took a batch
         self._closed = False
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the set so far, with its fraction."""
-        return self.position / len(self._images)
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """Files found unreadable so far."""
         return self._reader.skipped
 
-    @property
-    def waited_share(self) -> float:
-        """Share of the time since the first batch that the consumer waited for data, 0 to 1."""
-        total = self.waited + self.busy
-        return self.waited / total if total else 0.0
-
     def __next__(self) -> Batch:
         """The next batch; errors of the decoding threads are raised here."""
         if self._closed:
             raise ValueError("this stream of batches is closed")
-        asked = time.perf_counter()
-        if self._left is not None:
-            self.busy += asked - self._left
         self._submit()
         batch = self._pending[0].result() if self._pending else self._make(self.position)
         if self._pending:
             self._pending.popleft()
         self.position += self.batch_size
         self._submit()
-        first = self._left is None
-        self._left = time.perf_counter()
-        if not first:  # nothing could have been prepared before the first batch
-            self.waited += self._left - asked
         return batch
 
     def close(self) -> None:

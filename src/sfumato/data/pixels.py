@@ -111,7 +111,7 @@ def pixel_format(
     value_range = value_range or _FULL_RANGE.get(dtype)
     if value_range is None:
         raise DataError(
-            "float pixels carry no range of their own: state it with --range LOW HIGH "
+            "float pixels carry no range of their own: state it with --value-range LOW HIGH "
             "(value_range=(low, high))"
         )
     return PixelFormat(*shape, dtype, float(value_range[0]), float(value_range[1]))
@@ -127,7 +127,7 @@ def float_range(minimum: float, maximum: float, what: str) -> tuple[float, float
             return low, high
     raise DataError(
         f"{what}: float values were expected inside [0, 1] or [-1, 1], but they span "
-        f"[{minimum:g}, {maximum:g}]; state the range with --range LOW HIGH "
+        f"[{minimum:g}, {maximum:g}]; state the range with --value-range LOW HIGH "
         "(value_range=(low, high))"
     )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +14,7 @@ from PIL import Image
 
 from sfumato.data.pixels import PixelFormat
 from sfumato.errors import DataError, MissingExtraError
+from sfumato.files import write_bytes
 
 _WRITTEN = (".png", ".tif", ".tiff", ".npy")
 
@@ -51,13 +50,7 @@ def save_image(array: NDArray[Any], fmt: PixelFormat, path: str | Path) -> Path:
         data = _bytes_of(lambda stream: np.save(stream, array, allow_pickle=False))
     else:
         raise DataError(f"{path}: images are written as {', '.join(_WRITTEN)}, not as {suffix!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, data)
     return path
 
 

@@ -36,15 +36,32 @@ def open_images(
 
     size: (height, width) to bring every image to, needed when sizes are mixed; fit: crop (scale
     the short side, keep the centre), stretch, or strict (mismatch is an error). alpha: drop it or
-    keep it as the last channel. value_range: raw values of black and white, where the dtype does
-    not say. layout: axes of 4-axis arrays, where their sizes do not say. labels: class labels are
-    wanted. channels: 1 or 3 to turn RGB grey or grey RGB.
+    keep it as the last channel of image files (arrays keep every channel). value_range: raw values
+    of black and white, where the dtype does not say. layout: axes of 4-axis arrays, where their
+    sizes do not say. labels: class labels are wanted. channels: 1 or 3 to turn RGB grey or grey
+    RGB. What was given stays in the set's `opened`.
 
     Raises DataError when there is nothing usable, naming what was expected and found, and
     MissingExtraError when a file needs tifffile or imagecodecs.
     """
-    name, path = str(path), Path(path)
+    where = Path(path)
     shaping = Shaping(size, fit, alpha, channels, value_range)
+    images = _open(str(path), shaping, layout, labels)
+    images.opened = {
+        "path": str(where.resolve()) if where.exists() else str(path),
+        "size": size,
+        "fit": fit,
+        "alpha": alpha,
+        "value_range": value_range,
+        "layout": layout,
+        "labels": labels,
+        "channels": channels,
+    }
+    return images
+
+
+def _open(name: str, shaping: Shaping, layout: Layout | None, labels: bool) -> Images:
+    path = Path(name)
     if not path.exists():
         return _builtin(name, shaping, labels)
     if path.is_dir():
@@ -66,11 +83,11 @@ def open_images(
     return InMemory(
         array,
         array_labels,
-        value_range=value_range,
+        value_range=shaping.value_range,
         layout=layout,
-        size=size,
-        fit=fit,
-        channels=channels,
+        size=shaping.size,
+        fit=shaping.fit,
+        channels=shaping.channels,
         source=str(path),
     )
 

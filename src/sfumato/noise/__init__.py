@@ -25,7 +25,14 @@ from sfumato.noise.grids import (
     ve,
     vp,
 )
-from sfumato.noise.levels import F64, ZERO_SNR_SIGMA, Interpolated, NoiseLevels, NoiseRange
+from sfumato.noise.levels import (
+    F64,
+    ZERO_SNR_SIGMA,
+    Interpolated,
+    NoiseLevels,
+    NoiseRange,
+    check_bounds,
+)
 from sfumato.noise.processes import VE, VP, SubVP
 
 __all__ = [
@@ -37,6 +44,7 @@ __all__ = [
     "NoiseLevels",
     "NoiseRange",
     "SubVP",
+    "check_bounds",
     "check_grid",
     "constant_betas",
     "cosine_betas",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-F64 = torch.float64
+from sfumato.noise.levels import F64
 
 
 def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
@@ -52,7 +52,12 @@ def constant_betas(steps: int = 1000, value: float = 0.02) -> Tensor:
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Rescale betas so that the last level is pure noise (Lin et al. 2023, Algorithm 1)."""
+    """Rescale betas so that the last level is pure noise (Lin et al. 2023, Algorithm 1).
+
+    Raises ValueError below two betas: the first level keeps its noise, the last loses its signal.
+    """
+    if len(betas) < 2:
+        raise ValueError(f"zero terminal SNR needs at least two betas, not {len(betas)}")
     root = torch.cumprod(1 - betas.to(F64), 0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     abar = root**2

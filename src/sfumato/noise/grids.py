@@ -1,6 +1,7 @@
 """Grids that solvers walk: strictly decreasing sigmas that end with 0; sub-sequences of ladders.
 
 `karras(18)` has 19 values, the last 0: N steps take N denoiser calls with Euler, 2N - 1 with Heun.
+All raise ValueError for no step and for levels that are not 0 < low < high.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import math
 import torch
 from torch import Tensor
 
-from sfumato.noise.levels import geometric_progression
+from sfumato.noise.levels import F64, check_bounds, geometric_progression
 from sfumato.noise.processes import VP, SubVP
-
-F64 = torch.float64
 
 
 def karras(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
     """Return EDM's grid of steps + 1 levels from high to low, then 0 (EDM eq. 5)."""
     _positive(steps)
+    check_bounds(low, high)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"the exponent rho must be above 0 and finite, not {rho}")
     ramp = torch.linspace(0, 1, steps, dtype=F64) if steps > 1 else torch.zeros(1, dtype=F64)
     top, bottom = high ** (1 / rho), low ** (1 / rho)
     return _to_zero((top + ramp * (bottom - top)) ** rho)
@@ -37,6 +39,8 @@ def vp(steps: int, process: VP | SubVP | None = None, epsilon: float = 1e-3) -> 
     """Return steps + 1 levels at uniform times from 1 to epsilon, then 0 (EDM Table 1, VP)."""
     _positive(steps)
     process = process or VP()
+    if not 0 < epsilon < 1:
+        raise ValueError(f"the last time epsilon must lie in (0, 1), not {epsilon}")
     t = torch.linspace(1, epsilon, steps, dtype=F64) if steps > 1 else torch.ones(1, dtype=F64)
     return _to_zero(process.sigma(t))
 
@@ -46,6 +50,8 @@ def iddpm(
 ) -> Tensor:
     """Return steps + 1 levels of EDM's form of Improved DDPM (EDM Table 1, column iDDPM)."""
     _positive(steps)
+    if not 0 <= first < times:
+        raise ValueError(f"the first level must be one of 0..{times - 1}, not {first}")
     u = iddpm_levels(times, c1, c2)
     span = (times - 1 - first) / (steps - 1) if steps > 1 else 0.0
     index = torch.floor(first + span * torch.arange(steps, dtype=F64) + 0.5).long()

@@ -34,7 +34,12 @@ class NoiseRange:
         return torch.where(flat > 0, self.levels[nearest], flat).reshape(sigmas.shape)
 
     def check(self, sigmas: Tensor) -> None:
-        """Raise ValueError, naming the nearest levels, where a sigma > 0 was not trained on."""
+        """Raise ValueError, naming the nearest levels, where a sigma > 0 was not trained on.
+
+        So it does for a sigma that is negative or not finite.
+        """
+        if not (sigmas.isfinite().all() and (sigmas >= 0).all()):
+            raise ValueError("sigmas must be finite and not negative")
         asked = sigmas[sigmas > 0]
         slack = 1 + 1e-6
         outside = asked[(asked > self.high * slack) | (asked * slack < self.low)]
@@ -85,6 +90,8 @@ class NoiseLevels:
         Raises ValueError unless 0 < beta <= 1, with 1 only at the end.
         """
         betas = betas.to(F64)
+        if betas.ndim != 1 or not len(betas):
+            raise ValueError(f"betas must be [T] with T of at least 1, not {[*betas.shape]}")
         if not ((betas > 0).all() and (betas <= 1).all() and (betas[:-1] < 1).all()):
             raise ValueError("betas must lie in (0, 1), the last one in (0, 1]")
         zero_terminal = bool(betas[-1] == 1)
@@ -123,7 +130,8 @@ class NoiseLevels:
         """
         flat = sigma.reshape(-1)
         index = _nearest(self.sigma, flat)
-        if ((flat / self.sigma[index] - 1).abs() > 1e-6).any():
+        # As a negation, so that NaN counts as off the ladder.
+        if not ((flat / self.sigma[index] - 1).abs() <= 1e-6).all():
             self.range.check(flat)
             raise ValueError("sigma 0 has no index on the ladder")
         return index.to(F64).reshape(sigma.shape)
@@ -169,11 +177,23 @@ class Interpolated:
 
 
 def geometric_progression(count: int, low: float, high: float) -> Tensor:
-    """Return `count` levels ascending from low to high in geometric progression; one is `high`."""
+    """Return `count` levels ascending from low to high in geometric progression; one is `high`.
+
+    Raises ValueError unless count >= 1 and 0 < low < high.
+    """
+    check_bounds(low, high)
+    if count < 1:
+        raise ValueError(f"a progression needs at least one level, not {count}")
     if count == 1:
         return torch.tensor([high], dtype=F64)
     ramp = torch.linspace(0, 1, count, dtype=F64)
     return torch.exp(math.log(low) + ramp * (math.log(high) - math.log(low)))
+
+
+def check_bounds(low: float, high: float) -> None:
+    """Raise ValueError unless 0 < low < high, both finite."""
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"noise levels need 0 < low < high, both finite, not {low} and {high}")
 
 
 def _nearest(levels: Tensor, sigma: Tensor) -> Tensor:

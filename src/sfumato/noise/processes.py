@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sfumato.noise.levels import NoiseRange
-
-F64 = torch.float64
+from sfumato.noise.levels import F64, NoiseRange, check_bounds
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,9 @@ class VP:
     beta_min: float = 0.1
     epsilon: float = 1e-5
     times: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_times(self)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
@@ -65,6 +67,9 @@ class SubVP:
     epsilon: float = 1e-5
     times: int = 1000
 
+    def __post_init__(self) -> None:
+        _check_times(self)
+
     def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
         return 2 * torch.sinh(0.5 * (0.5 * self.beta_d * t**2 + self.beta_min * t))
@@ -101,6 +106,9 @@ class VE:
     low: float = 0.02
     high: float = 100.0
 
+    def __post_init__(self) -> None:
+        check_bounds(self.low, self.high)
+
     @property
     def range(self) -> NoiseRange:
         """From low to high."""
@@ -118,6 +126,15 @@ class VE:
     def condition(self, sigma: Tensor) -> Tensor:
         """Return ln(sigma / 2)."""
         return torch.log(sigma / 2)
+
+
+def _check_times(process: VP | SubVP) -> None:
+    p = process
+    if not (0 <= p.beta_d < math.inf and 0 < p.beta_min < math.inf and 0 < p.epsilon < 1):
+        raise ValueError(
+            "the process needs finite beta_d >= 0, beta_min > 0 and 0 < epsilon < 1, not "
+            f"{p.beta_d}, {p.beta_min} and {p.epsilon}"
+        )
 
 
 def _time(exponent: Tensor, beta_d: float, beta_min: float) -> Tensor:

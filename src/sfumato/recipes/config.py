@@ -5,6 +5,7 @@ No torch here, so that `--help` answers quickly. `build` turns these names into 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -33,13 +34,13 @@ class ProcessConfig:
     betas: Betas = "linear"
     """Betas of a ladder."""
     zero_terminal_snr: bool = False
-    """Rescale the betas so that the last level is pure noise (needs predicts v or x0)."""
+    """Rescale a ladder's betas so that the last level is pure noise (needs predicts v or x0)."""
     low: float = 0.002
     """Lowest sigma (edm, ve, ncsn)."""
     high: float = 80.0
     """Highest sigma (edm, ve, ncsn)."""
     sigma_data: float | None = None
-    """Standard deviation of the data in [-1, 1] (edm); measured on the training set if unset."""
+    """Standard deviation of the data in [-1, 1]; measured on the training set if unset."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ def _check(recipe: Recipe) -> None:
         problems.append("predicts mean needs a ladder (process kind ladder or ncsn)")
     if recipe.objective == "bound" and not on_ladder:
         problems.append("the objective bound needs a ladder (process kind ladder or ncsn)")
+    if p.zero_terminal_snr and p.kind != "ladder":
+        problems.append(f"zero_terminal_snr rescales the betas of kind ladder: {p.kind} has none")
     if p.zero_terminal_snr and recipe.predicts not in ("v", "x0"):
         problems.append(
             f"a network that predicts {recipe.predicts} tells nothing of x0 at zero terminal SNR: "
@@ -213,7 +216,34 @@ def _check(recipe: Recipe) -> None:
         problems.append(f"noise.std ({n.std}) and min_snr ({recipe.min_snr}) must be above 0")
     if recipe.seed < 0:
         problems.append(f"seed must be 0 or more, not {recipe.seed}")
+    problems += _optimizer_problems(recipe.optimizer) + _ema_problems(recipe.ema)
     _raise("the recipe does not fit together", problems)
+
+
+def _optimizer_problems(o: OptimizerConfig) -> list[str]:
+    problems: list[str] = []
+    for name, rate in (("learning_rate", o.learning_rate), ("matrix_rate", o.matrix_rate)):
+        if not 0 < rate < math.inf:
+            problems.append(f"optimizer.{name} must be above 0, not {rate}")
+    if not 0 <= o.beta2 < 1:
+        problems.append(f"optimizer.beta2 lies in [0, 1), not {o.beta2}")
+    if o.ramp_images < 0 or not o.clip >= 0:
+        problems.append(
+            f"optimizer.ramp_images ({o.ramp_images}) and clip ({o.clip}) must be 0 or more"
+        )
+    return problems
+
+
+def _ema_problems(e: EmaConfig) -> list[str]:
+    problems: list[str] = []
+    if not 0 <= e.decay < 1:
+        problems.append(f"ema.decay lies in [0, 1), not {e.decay}")
+    if e.halflife_images < 1 or not e.ramp_up >= 0:
+        problems.append(
+            f"ema.halflife_images ({e.halflife_images}) must be at least 1, "
+            f"ramp_up ({e.ramp_up}) 0 or more"
+        )
+    return problems
 
 
 def _check_sampler(sampler: SamplerConfig) -> None:

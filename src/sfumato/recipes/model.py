@@ -47,6 +47,8 @@ class Model:
     weights: str = "ema"
     precision: str = "float32"
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+    """Hash of the weights as saved; "" for a model in memory."""
 
     @property
     def denoiser(self) -> Adapted:
@@ -70,17 +72,32 @@ class Model:
         """Return the index of a class by name or number; ConfigError suggests the nearest."""
         return class_index(self.classes, name)
 
-    def labels_for(self, seeds: Sequence[int], name: str | None) -> Tensor | None:
-        """Return one-hot labels [n, K]: of the named class, or one drawn by each image's seed."""
+    def classes_for(self, seeds: Sequence[int], name: str | None = None) -> list[int] | None:
+        """Return the class of each image: the named one, or one drawn by the image's seed.
+
+        None for a model without classes; ConfigError where such a one is asked for a class.
+        """
         if not self.classes:
             if name is not None:
                 raise ConfigError("this model was trained without classes: train with --classes")
             return None
         if name is not None:
-            index = [self.class_index(name)] * len(seeds)
-        else:
-            index = [derive_seed(seed, "class") % len(self.classes) for seed in seeds]
+            return [self.class_index(name)] * len(seeds)
+        return [derive_seed(seed, "class") % len(self.classes) for seed in seeds]
+
+    def labels_for(self, seeds: Sequence[int], name: str | None) -> Tensor | None:
+        """Return `classes_for` as one-hot labels [n, K]."""
+        index = self.classes_for(seeds, name)
+        if index is None:
+            return None
         return functional.one_hot(torch.tensor(index), len(self.classes)).float()
+
+    def grid(self, sampler: SamplerConfig | None = None) -> Tensor:
+        """Return the levels the sampler walks, ending with 0: one more than its steps.
+
+        On a ladder, levels that fall together count once. ConfigError for what cannot be walked.
+        """
+        return build.grid_of(sampler or self.recipe.sampler, self.denoiser)
 
     def samples(
         self,
@@ -95,16 +112,27 @@ class Model:
         defaults to the recipe's. The same seed is the same picture for any number of seeds.
         Raises ConfigError, at the call, for what this model cannot do.
         """
+        drawn = self.drawn(seeds, label=label, sampler=sampler)
+        return (from_model(x, self.format) for x in drawn)
+
+    def drawn(
+        self,
+        seeds: Sequence[int],
+        *,
+        label: str | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield what `samples` yields before it is rounded to pixels: float32 on the host."""
         config = sampler or self.recipe.sampler
         if not seeds:
             raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
-        grid = build.grid_of(config, self.denoiser)
+        grid = self.grid(config)
         self.bound(seeds[:1], label, sampler=config)
         return self._drawn(seeds, label, config, grid)
 
     def _drawn(
         self, seeds: Sequence[int], label: str | None, config: SamplerConfig, grid: Tensor
-    ) -> Iterator[RawImages]:
+    ) -> Iterator[Tensor]:
         solver = build.solver_of(config)
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
@@ -118,8 +146,7 @@ class Model:
                 batch=config.batch,
                 device=self.device,
             )
-            for x in finished:
-                yield from_model(x.cpu(), self.format)
+            yield from (x.cpu() for x in finished)
 
     def sample(
         self,
@@ -181,8 +208,11 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
     """Load a run (its newest valid checkpoint) or one checkpoint folder.
 
     `weights` is "ema" (the moving average, for sampling) or "network" (the raw ones).
-    Raises CheckpointError where there is none, or it is damaged or of another version.
+    Raises CheckpointError where there is none, or it is damaged or of another version, and
+    ValueError for other weights.
     """
+    if weights not in ("ema", "network"):
+        raise ValueError(f'weights are "ema" (the average) or "network", not {weights!r}')
     where, notes = Path(path), ()
     if not (where / DESCRIPTION).is_file():
         latest = latest_checkpoint(where)
@@ -209,4 +239,5 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
         weights,
         str(precision),
         notes,
+        checkpoint.hash_of("ema" if weights == "ema" else "network"),
     )

@@ -111,7 +111,9 @@ def _tiny(recipe: Recipe) -> Recipe:
     network = replace(
         recipe.network, width=16, multipliers=(1, 2, 5), blocks=1, attention=(8,), dropout=0.0
     )
-    steps = {"all": recipe.sampler.steps}.get(recipe.sampler.grid, min(recipe.sampler.steps, 18))
+    sampler = replace(recipe.sampler, batch=64)
+    if sampler.grid != "all":
+        sampler = replace(sampler, steps=min(sampler.steps, 18))
     return replace(
         recipe,
         name=recipe.name + "-tiny",
@@ -125,7 +127,7 @@ def _tiny(recipe: Recipe) -> Recipe:
             clip=1.0,
         ),
         ema=EmaConfig(kind="half-life", halflife_images=20_000, ramp_up=0.05),
-        sampler=replace(recipe.sampler, steps=steps, batch=64),
+        sampler=sampler,
         noise=replace(recipe.noise, antithetic=True),
         images=500_000,
         batch=32,

@@ -1,49 +1,64 @@
-"""Sample grids during training: the same seeds every time, so that progress is seen."""
+"""What looks at the model from time to time while it trains: grids of samples."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
+from sfumato.data.pixels import to_model
 from sfumato.recipes.config import Recipe, SamplerConfig
 from sfumato.recipes.model import Model
-from sfumato.report.grid import UInt8, image_grid, save_png
+from sfumato.recipes.progress import Every
+from sfumato.recipes.run_log import RunLog
+from sfumato.report.grid import image_grid, save_png
 
 _COUNT = 36
+_LONGEST = 25
+_SHORT = 18
+
+
+class Watcher(Protocol):
+    """Something a run does with its model from time to time; failing at it must not end the run."""
+
+    every: Every
+
+    def look(self, model: Model, step: int) -> None:
+        """Do it; raises OSError or ValueError where that is not possible."""
+        ...
 
 
 class Preview:
-    """Draws a grid of 36 images, seeds 0 to 35, each time the run's progress passes a mark."""
+    """Draws a grid of 36 images, seeds 0 to 35: the same every time, so that progress is seen."""
 
-    def __init__(self, folder: Path, recipe: Recipe, every: float) -> None:
-        self.folder = folder / "samples"
+    def __init__(self, folder: Path, recipe: Recipe, log: RunLog, every: Every) -> None:
+        self.folder, self.log, self.every = folder / "samples", log, every
         self.sampler = preview_sampler(recipe)
-        self.every = every
-        self._next: float | None = None
 
-    def due(self, share: float) -> bool:
-        """Whether `share` of the run passed the next mark (a resumed run starts at its own)."""
-        if self._next is None:
-            self._next = (int(share / self.every) + 1) * self.every
-        if share < self._next:
-            return False
-        self._next = (int(share / self.every) + 1) * self.every
-        return True
-
-    def draw(self, model: Model, images_seen: int) -> UInt8:
-        """Write samples/training-<images>.png and return its pixels."""
-        self.folder.mkdir(exist_ok=True)
-        grid = image_grid(model.sample(_COUNT, sampler=self.sampler))
-        save_png(grid, self.folder / f"training-{images_seen:09d}.png")
-        return grid
+    def look(self, model: Model, step: int) -> None:
+        """Write samples/training-<images>.png, for TensorBoard too."""
+        raw = model.sample(_COUNT, sampler=self.sampler)
+        grid = image_grid(to_model(raw, model.format))
+        save_png(grid, self.folder / f"training-{model.images_seen:09d}.png")
+        self.log.picture(grid, step)
 
 
 def preview_sampler(recipe: Recipe) -> SamplerConfig:
-    """Return the recipe's sampler, shortened to at most 25 deterministic steps on a ladder."""
-    sampler = replace(recipe.sampler, batch=_COUNT)
-    if sampler.grid == "all" or sampler.steps > 25:
-        on_ladder = recipe.process.kind in ("ladder", "ncsn")
-        grid = "uniform" if on_ladder else sampler.grid
-        solver = "ddim" if on_ladder else sampler.solver
-        return replace(sampler, solver=solver, grid=grid, steps=18, eta=0.0, churn=0.0)
-    return sampler
+    """Return the recipe's sampler, shortened to 18 deterministic steps where it has more than 25.
+
+    On a ladder these are DDIM's, over as many of its levels as there are.
+    """
+    process, sampler = recipe.process, replace(recipe.sampler, batch=_COUNT)
+    if (process.steps if sampler.grid == "all" else sampler.steps) <= _LONGEST:
+        return sampler
+    short = replace(sampler, steps=_SHORT, eta=0.0, churn=0.0)
+    if process.kind not in ("ladder", "ncsn"):
+        return short
+    return replace(
+        short,
+        solver="ddim",
+        grid="uniform",
+        steps=min(_SHORT, process.steps),
+        sigma_min=None,
+        sigma_max=None,
+    )

@@ -1,20 +1,31 @@
-"""How far a run is, and a learning rate that ends with it."""
+"""How far a run is, what is due at which point of it, and a learning rate that ends with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sfumato.training.loop import Record
 from sfumato.training.optimizer import Decay
 
 
 @dataclass
 class Progress:
-    """How far a run is: by images, or by the clock where it has a time limit."""
+    """How far a run is: by images, or by the clock where it has a time limit.
+
+    `seconds` of training over all sessions, `waited` of them for data.
+    """
 
     total_images: int
     limit_seconds: float
     images: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, record: Record) -> None:
+        """Note one step."""
+        self.images = record.images
+        self.seconds += record.seconds
+        self.waited += record.waited
 
     @property
     def share(self) -> float:
@@ -26,6 +37,32 @@ class Progress:
     def expected_images(self) -> int:
         """Estimate of the images seen at the end."""
         return round(self.images / self.share) if self.share else self.total_images
+
+    @property
+    def waited_share(self) -> float:
+        """Share of the time that training waited for data, 0 to 1."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+class Every:
+    """When something is due: every `steps` steps or, where that is 0, at `marks` of the progress.
+
+    Marks lie evenly, the last at the end; those before `share`, where a session starts, are past.
+    """
+
+    def __init__(self, steps: int, marks: int, share: float) -> None:
+        self.steps, self.marks = steps, marks
+        self._passed = self._marks_at(share)
+
+    def due(self, step: int, share: float) -> bool:
+        """Whether it is due after this step, at this share of the run; ask after every step."""
+        if self.steps:
+            return step % self.steps == 0
+        before, self._passed = self._passed, max(self._passed, self._marks_at(share))
+        return self._passed > before
+
+    def _marks_at(self, share: float) -> int:
+        return int(share * self.marks + 1e-9)
 
 
 @dataclass(frozen=True)

@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from sfumato.data.images import Images, Subset
-from sfumato.data.loader import Batches, one_pass
-from sfumato.data.sources import open_images
-from sfumato.errors import CheckpointError, ConfigError
+from sfumato.data.images import Images
+from sfumato.data.loader import Batches
+from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
-from sfumato.recipes import build, run_log
+from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import pick_device, set_threads
 from sfumato.recipes.model import Model
-from sfumato.recipes.preview import Preview
-from sfumato.recipes.progress import FittedDecay, Progress
-from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+from sfumato.recipes.plan import decay_of, plan_of
+from sfumato.recipes.preview import Preview, Watcher, preview_sampler
+from sfumato.recipes.progress import Every, FittedDecay, Progress
+from sfumato.recipes.run_config import Arithmetic, Bookkeeping, RunConfig
+from sfumato.recipes.run_data import check_sets, data_config, open_data, sigma_data_of
 from sfumato.recipes.run_log import RunLog
+from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
 from sfumato.recipes.toml import to_toml
-from sfumato.training.checkpoint import expect_same, load_checkpoint, restore, save_checkpoint
-from sfumato.training.history import checkpoints, latest_checkpoint, prune
+from sfumato.training.checkpoint import Checkpoint, expect_same, restore
+from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
 from sfumato.training.precision import Choice, Precision, choose_precision
 from sfumato.training.state import TrainState
-from sfumato.training.statistics import measure_sigma_data
 
-_SIGMA_DATA_IMAGES = 10_000
-_SAVE_SECONDS = 300.0
+if TYPE_CHECKING:
+    from sfumato.recipes.evaluation.during import Evaluation
+
 _PREVIEWS = 5
+REPORT = "report.html"
 
 Say = Callable[[str], None]
-
-
-def open_data(config: DataConfig, path: str) -> Images:
-    """Open images as a run is told to."""
-    return open_images(
-        path,
-        size=config.size,
-        fit=config.fit,
-        alpha=config.alpha,
-        value_range=config.value_range,
-        layout=config.layout,
-        labels=config.classes,
-        channels=config.channels,
-    )
 
 
 def train(
@@ -61,21 +49,29 @@ def train(
     minutes: float = 0.0,
     test: Images | None = None,
     resume: bool = False,
+    report: bool = True,
+    say: Say | None = None,
 ) -> Iterator[Record]:
     """Train on images to a run folder, yielding a record a step; classes are learned if labelled.
 
-    Ends after recipe.images images, or `minutes` minutes if that comes first. Closing the
-    iterator saves a checkpoint, from which resume=True goes on. Raises ConfigError where the folder
-    is taken.
+    Ends after recipe.images images, or `minutes` minutes if that comes first, and then writes
+    report.html. Closing the iterator saves a checkpoint, from which resume=True goes on, as
+    `sfumato train --resume` does for images of `open_images`. `say` is told what is worth knowing,
+    such as print. Raises ConfigError where the folder is taken.
     """
-    data = DataConfig(data=images.source, classes=images.labels is not None)
-    config = RunConfig(recipe, data, Bookkeeping(minutes=minutes))
-    run = Run.open(config, Path(folder), resume=resume, images=images, test=test)
+    bookkeeping = Bookkeeping(minutes=minutes, report=report)
+    config = RunConfig(recipe, data_config(images, test), bookkeeping)
+    run = Run.open(config, Path(folder), resume=resume, images=images, test=test, say=say)
     yield from run.steps()
+    if report:
+        run.write_report()
 
 
 class Run:
-    """One run folder being trained: open it, iterate `steps`, then write the report."""
+    """One run folder being trained: open it, iterate `steps`, then write the report.
+
+    `unreadable`: files that could not be read so far, and were left out or replaced by others.
+    """
 
     def __init__(
         self,
@@ -88,32 +84,33 @@ class Run:
     ) -> None:
         self.folder, self.say = folder, say
         self.images_set, self.test_set = images, test
+        self.unreadable = images.skipped
         self.device = pick_device(config.run.device)
         self.progress = Progress(config.recipe.images, config.run.minutes * 60)
         self.interrupted = False
-        if config.recipe.process.kind == "edm" and config.recipe.process.sigma_data is None:
-            measured = _sigma_data(images, say)
-            process = replace(config.recipe.process, sigma_data=measured)
+        if config.recipe.process.sigma_data is None:
+            process = replace(config.recipe.process, sigma_data=sigma_data_of(images, say))
             config = replace(config, recipe=replace(config.recipe, process=process))
-        self.config = config
         self.recipe = config.recipe
         self.classes = images.classes if config.data.classes else ()
-        network = build.network_of(
-            self.recipe, images.format.shape, len(self.classes), device=self.device
-        )
-        levels = images.format.levels
-        plan = build.plan_of(
+        shape, levels = images.format.shape, images.format.levels
+        network = build.network_of(self.recipe, shape, len(self.classes), device=self.device)
+        self._check_samplers(network)
+        self.plan = plan_of(
             self.recipe,
             half_bin=1 / (levels - 1) if levels else 1 / 255,
             classes=len(self.classes),
-            decay=FittedDecay(build.decay_of(self.recipe), self.progress),
+            decay=FittedDecay(decay_of(self.recipe), self.progress),
         )
-        self.plan = plan
         self.precision = precision or self._choose(network)
+        if self.recipe.precision == "auto":
+            chosen = Arithmetic(self.precision.dtype, self.precision.channels_last)
+            config = replace(config, arithmetic=chosen)
+        self.config = config
         self.precision.apply(network)
-        self.state = TrainState.start(network, plan)
+        self.state = TrainState.start(network, self.plan)
         self.precision.apply(cast(Network, self.state.ema.network))
-        self.log = RunLog(folder, config.run.log_every)
+        self.log = RunLog(folder, config.run.log_every, say)
         self.position = 0
 
     @classmethod
@@ -127,50 +124,28 @@ class Run:
         test: Images | None = None,
         say: Say | None = None,
     ) -> Run:
-        """Open a new run folder, or an old one to go on with.
+        """Open a new run folder, or an old one to go on with (or to write the report it lacks).
 
         Raises DataError, ConfigError and CheckpointError for what does not fit.
         """
         say = say or (lambda text: None)
         set_threads(config.run.threads)
-        if not resume and ((folder / "config.toml").exists() or checkpoints(folder)):
-            raise ConfigError(
-                f"{folder} already holds a run: choose another --out, "
-                f"or continue it with --resume {folder}"
-            )
-        checkpoint = None
-        precision = None
-        if resume and (folder / "config.toml").is_file() and not checkpoints(folder):
-            say(f"{folder} has no checkpoint yet: starting from its beginning")
-            run_log.path_of(folder).unlink(missing_ok=True)
-        elif resume:
-            latest = latest_checkpoint(folder)
-            for message in latest.skipped:
-                say(message)
-            checkpoint = load_checkpoint(latest.path, training=True)
-            precision = Precision(**checkpoint.describe["precision"])
-        images = images or open_data(config.data, config.data.data)
+        if not resume:
+            refuse_taken(folder)
+        begun = read_begun(folder, say) if resume else Begun()
+        if images is None:
+            images = open_data(config.data, config.data.data)
         if test is None and config.data.test:
             test = open_data(config.data, config.data.test)
-        _same_format(images, test)
+        check_sets(images, test)
         say(f"data {images.describe()}")
-        run = cls(config, folder, images, test, precision, say)
-        if checkpoint is not None:
-            expect_same(checkpoint, run.describe()["data"], "data")
-            restore(run.state, checkpoint)
-            run.position = checkpoint.position
-            run.progress.images = checkpoint.images
-            run.progress.seconds = checkpoint.describe["seconds"]
-            if run.progress.share >= 1:
-                raise ConfigError(
-                    f"{folder} is finished ({checkpoint.images:,} images): to train on, give a "
-                    f"larger --images or --minutes"
-                )
-            run.log.resume(checkpoint.step, checkpoint.describe["window"])
-            say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-        run.config.write(folder / "config.toml")
+        run = cls(config, folder, images, test, begun.precision, say)
+        if begun.checkpoint is not None:
+            run._go_on(begun.checkpoint)
+        elif resume:
+            run.log.resume(0, {})
+        folder.mkdir(parents=True, exist_ok=True)
+        run.config.write(folder / CONFIG)
         return run
 
     @property
@@ -183,8 +158,13 @@ class Run:
         """Seconds spent training, over all sessions."""
         return self.progress.seconds
 
+    @property
+    def finished(self) -> bool:
+        """Whether all images were seen, or the time is up."""
+        return self.progress.share >= 1
+
     def interrupt(self) -> None:
-        """Stop after the step at hand, keeping a checkpoint."""
+        """Stop after the step at hand (the next good one), keeping a checkpoint."""
         self.interrupted = True
 
     def describe(self) -> dict[str, Any]:
@@ -199,6 +179,7 @@ class Run:
             },
             "precision": asdict(self.precision),
             "seconds": self.progress.seconds,
+            "waited": self.progress.waited,
             "window": self.log.window,
         }
 
@@ -216,36 +197,39 @@ class Run:
 
     def steps(self) -> Iterator[Record]:
         """Train to the end, yielding every step; closing the iterator saves a checkpoint."""
-        flip = self.recipe.flip and not self.recipe.augment
+        if self.finished:
+            return
         batches = Batches(
             self.images_set,
             self.recipe.batch,
             self.recipe.seed,
             position=self.position,
-            flip=flip,
+            flip=self.recipe.flip and not self.recipe.augment,
             labels=bool(self.classes),
         )
-        preview = Preview(self.folder, self.recipe, every=self._preview_every())
-        saved_at, saved_step = time.monotonic(), self.state.step
-        with batches, self.log.opened(tensorboard=self.config.run.tensorboard):
+        run = self.config.run
+        saver = Saver(self.folder, self.state, run, self.describe, self.say, self.position)
+        measuring = self._measuring()
+        watchers = [*self._watchers(), *([measuring] if measuring else [])]
+        with batches, self.log.opened(tensorboard=run.tensorboard):
             try:
                 for record in train_steps(self.state, batches, self.plan, self.recipe.images):
-                    self.position = batches.position
-                    self.progress.images = self.state.images
-                    self.progress.seconds += record.seconds
-                    self.log.add(record, self.progress.seconds)
-                    if preview.due(self.progress.share):
-                        self.log.picture(preview.draw(self.model(), self.state.images), record.step)
+                    self._note(record, batches)
+                    saver.note(self.position)
+                    self._watch(watchers, record)
+                    saver.best = measuring.best_step if measuring else None
                     yield record
-                    if self._save_due(saved_at):
-                        saved_at = time.monotonic()
-                        if self._save(final=False):
-                            saved_step = self.state.step
-                    if self.interrupted or self.progress.share >= 1:
+                    saver.after(record)
+                    if self.finished or (self.interrupted and not record.skipped):
                         break
+            except TrainingError:
+                # The guard put the last good state back: that is what is kept.
+                self.position = batches.position
+                self.log.go_back(self.state.step)
+                saver.note(self.position)
+                raise
             finally:
-                if self.state.step > saved_step:
-                    self._save(final=True)
+                saver.finish()
 
     def write_report(self, say: Say | None = None) -> Path:
         """Draw samples, measure them, and write report.html; return its path."""
@@ -253,27 +237,69 @@ class Run:
 
         return write_page(self, say or self.say)
 
-    def _save(self, *, final: bool) -> bool:
-        """Save a checkpoint; where that fails, only the final one is an error."""
-        try:
-            save_checkpoint(self.folder, self.state, self.describe(), position=self.position)
-        except CheckpointError as error:
-            if final:
-                raise
-            self.say(f"warning: {error}")
-            return False
-        prune(self.folder, self.config.run.keep)
-        return True
+    def _check_samplers(self, network: Network) -> None:
+        """Raise ConfigError now for what would fail when the first samples are drawn."""
+        model = Model(self.recipe, network, self.images_set.format, self.classes)
+        for sampler in (self.recipe.sampler, preview_sampler(self.recipe)):
+            build.grid_of(sampler, model.denoiser)
+            model.bound([0], sampler=sampler)
 
-    def _save_due(self, saved_at: float) -> bool:
-        every = self.config.run.save_every
-        if every:
-            return self.state.step % every == 0
-        return time.monotonic() - saved_at > _SAVE_SECONDS
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        """Put everything where the checkpoint was."""
+        expect_same(checkpoint, self.describe()["data"], "data")
+        restore(self.state, checkpoint)
+        self.position = checkpoint.position
+        self.progress.images = checkpoint.images
+        self.progress.seconds = checkpoint.describe["seconds"]
+        self.progress.waited = checkpoint.describe.get("waited", 0.0)
+        lacks_report = self.config.run.report and not (self.folder / REPORT).exists()
+        if self.finished and not lacks_report:
+            raise ConfigError(
+                f"{self.folder} is finished ({checkpoint.images:,} images): to train on, give a "
+                f"larger --images or --minutes"
+            )
+        self.log.resume(checkpoint.step, checkpoint.describe["window"])
+        if not self.finished:
+            self.say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")
 
-    def _preview_every(self) -> float:
-        every = self.config.run.sample_every
-        return every * self.recipe.batch / self.recipe.images if every else 1 / _PREVIEWS
+    def _watchers(self) -> list[Watcher]:
+        """What looks at the model from time to time."""
+        previews = Every(self.config.run.sample_every, _PREVIEWS, self.progress.share)
+        return [Preview(self.folder, self.recipe, self.log, previews)]
+
+    def _measuring(self) -> Evaluation | None:
+        """What measures the Fréchet distance while training, where that is asked for."""
+        run = self.config.run
+        if not run.eval_every:
+            return None
+        from sfumato.recipes.evaluation.during import Evaluation
+
+        return Evaluation.of_run(
+            self.folder, run, self.images_set, self.test_set, self.log, self.progress, self.say
+        )
+
+    def _watch(self, watchers: list[Watcher], record: Record) -> None:
+        for watcher in watchers:
+            if not watcher.every.due(record.step, self.progress.share):
+                continue
+            try:
+                watcher.look(self.model(), record.step)
+            except (OSError, ValueError) as error:
+                name = type(watcher).__name__.lower()
+                self.say(f"warning: no {name} at image {record.images:,}: {error}")
+
+    def _note(self, record: Record, batches: Batches) -> None:
+        """Write down what a step did."""
+        self.position = batches.position
+        self.progress.add(record)
+        self.log.add(record, self.progress.seconds)
+        found = batches.skipped
+        if len(found) > len(self.unreadable):
+            for complaint in found[len(self.unreadable) :]:
+                message = f"unreadable, replaced by another image: {complaint}"
+                self.say(f"warning: {message}")
+                self.log.note(record, message)
+            self.unreadable = found
 
     def _choose(self, network: Network) -> Precision:
         if self.recipe.precision != "auto":
@@ -283,20 +309,3 @@ class Run:
         choice: Choice = choose_precision(network, shape, conditions=told)
         self.say(f"arithmetic: {choice.sentence}")
         return choice.precision
-
-
-def _sigma_data(images: Images, say: Say) -> float:
-    step = -(-len(images) // _SIGMA_DATA_IMAGES)
-    chosen = images if step == 1 else Subset(images, range(0, len(images), step))
-    value = round(measure_sigma_data(batch.x for batch in one_pass(chosen, 256)), 4)
-    of = "" if step == 1 else f" of {len(chosen):,} images"
-    say(f"sigma_data {value:g}: the standard deviation{of} in [-1, 1]")
-    return value
-
-
-def _same_format(images: Images, test: Images | None) -> None:
-    if test is not None and test.format != images.format:
-        raise ConfigError(
-            f"the test images are {test.format.describe()}, "
-            f"the training images {images.format.describe()}: they must agree"
-        )

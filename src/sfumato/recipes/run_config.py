@@ -12,6 +12,7 @@ import cattrs
 import tomli_w
 
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.files import write_text
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.toml import from_toml, strict_converter, to_toml
 
@@ -31,7 +32,7 @@ class DataConfig:
     fit: Literal["crop", "stretch", "strict"] = "crop"
     """How images of another size become that size."""
     alpha: Literal["drop", "keep"] = "drop"
-    """What happens to transparency."""
+    """What happens to transparency in image files; arrays keep every channel."""
     value_range: tuple[float, float] | None = None
     """Raw values that mean black and white, for float arrays."""
     layout: Literal["NHWC", "NCHW"] | None = None
@@ -60,6 +61,12 @@ class Bookkeeping:
     """Write report.html at the end."""
     report_samples: int = 256
     """Images drawn for the report (and its Fréchet distance); 2,000 or more make it meaningful."""
+    eval_every: int = 0
+    """Steps between measurements of the Fréchet distance; 0: none. The best checkpoint is kept."""
+    eval_n: int = 2000
+    """Images drawn for each of them."""
+    eval_features: str = "efficientnet"
+    """What looks at them: efficientnet, inception:FILE, dinov2:FILE, classifier, FILE.pt, .onnx."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     threads: int = 0
@@ -70,19 +77,34 @@ class Bookkeeping:
     def __post_init__(self) -> None:
         """Refuse counts below what makes sense."""
         least = {"minutes": 0, "log_every": 0, "sample_every": 0, "save_every": 0, "threads": 0}
-        for name, low in {**least, "keep": 1, "report_samples": 1}.items():
+        least |= {"keep": 1, "report_samples": 1, "eval_every": 0, "eval_n": 2}
+        for name, low in least.items():
             value = getattr(self, name)
             if not value >= low:
                 raise ConfigError(f"{name} must be {low} or more, not {value}")
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """What precision "auto" chose: the measurement does not repeat exactly, its answer must."""
+
+    dtype: str
+    channels_last: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what is no arithmetic."""
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ConfigError(f"unknown arithmetic {self.dtype!r}: float32, bfloat16 or float16")
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """Everything a run was told: what config.toml holds."""
+    """Everything a run was told, and the arithmetic it chose: what config.toml holds."""
 
     recipe: Recipe
     data: DataConfig = field(default_factory=DataConfig)
     run: Bookkeeping = field(default_factory=Bookkeeping)
+    arithmetic: Arithmetic | None = None
 
     def write(self, path: Path) -> None:
         """Write config.toml, atomically."""
@@ -91,9 +113,9 @@ class RunConfig:
             "run": asdict(self.run),
             "recipe": to_toml(self.recipe),
         }
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(tomli_w.dumps(tables), encoding="utf-8")
-        temporary.replace(path)
+        if self.arithmetic is not None:
+            tables["arithmetic"] = asdict(self.arithmetic)
+        write_text(path, tomli_w.dumps(tables))
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -107,11 +129,12 @@ class RunConfig:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        recipe = from_toml(tables.get("recipe", {}))
+        chosen = tables.get("arithmetic")
         return cls(
-            recipe,
+            from_toml(tables.get("recipe", {})),
             _structure(tables.get("data", {}), DataConfig),
             _structure(tables.get("run", {}), Bookkeeping),
+            None if chosen is None else _structure(chosen, Arithmetic),
         )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from sfumato.files import write_text
 from sfumato.report.grid import UInt8
 from sfumato.training.loop import Record
 
@@ -17,14 +19,16 @@ class RunLog:
     """Writes a line for every `every` steps: the mean loss of the window, rates and speed.
 
     `window` holds the sums of the unfinished window, so that a resumed run logs what an
-    uninterrupted one would.
+    uninterrupted one would. Where the disk is full it says so once and keeps the lines until they
+    can be written: a log must not end a training.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, say: Callable[[str], None]) -> None:
         self.path = path_of(folder)
-        self.folder, self.every = folder, max(every, 1)
+        self.folder, self.every, self.say = folder, max(every, 1), say
         self.window: dict[str, float] = _empty()
-        self._file: TextIO | None = None
+        self._unwritten: list[dict[str, Any]] = []
+        self._failing = False
         self._board: Any = None
         self._step = 0
 
@@ -32,25 +36,39 @@ class RunLog:
         """Go back to `step`: later lines of the interrupted run are dropped."""
         self.window = {**_empty(), **window}
         self._step = step
-        kept = [line for line in read(self.path) if line["step"] <= step]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        known = (*read(self.path), *self._unwritten)
+        kept = [line for line in known if line["step"] <= step]
+        write_text(self.path, _text(kept))
+        self._unwritten = []
+
+    def go_back(self, step: int) -> None:
+        """Forget what came after `step`, which a rollback abandoned."""
+        try:
+            self.resume(step, {})
+        except OSError as error:
+            self._complain(error)
+        if self._board is not None:
+            with suppress(OSError):
+                self._board.close()
+            self._open_board()
 
     @contextmanager
     def opened(self, *, tensorboard: bool) -> Generator[None]:
-        """Keep the files open; TensorBoard's only where it is installed."""
-        self._board = _writer(self.folder, self._step) if tensorboard else None
+        """Keep TensorBoard's file open, where it is wanted and installed."""
+        if tensorboard:
+            self._open_board()
         try:
-            with self.path.open("a", encoding="utf-8") as self._file:
-                yield
+            yield
         finally:
-            self._file = None
             if self._board is not None:
-                self._board.close()
+                with suppress(OSError):
+                    self._board.close()
+                self._board = None
 
     def add(self, record: Record, seconds: float) -> None:
         """Note one step; write a line where a window is full, or something is to be said."""
+        if record.rolled_back:
+            self.go_back(record.step)
         w = self.window
         if not record.skipped and math.isfinite(record.loss):
             w["loss"] += record.loss
@@ -60,7 +78,7 @@ class RunLog:
         w["seconds"] += record.seconds
         w["waited"] += record.waited
         if record.message:
-            self._write({"step": record.step, "images": record.images, "message": record.message})
+            self.note(record, record.message)
         if record.step % self.every == 0 and w["steps"]:
             self._write(
                 {
@@ -76,19 +94,60 @@ class RunLog:
             )
             self.window = _empty()
 
+    def note(self, record: Record, message: str) -> None:
+        """Write a line that says something about a step."""
+        self._write({"step": record.step, "images": record.images, "message": message})
+
+    def measured(self, line: Mapping[str, Any]) -> None:
+        """Write a line of measurements; it names its step."""
+        self._write(dict(line))
+
     def picture(self, grid: UInt8, step: int) -> None:
         """Add a sample grid to TensorBoard."""
-        if self._board is not None:
-            self._board.add_image("samples", grid, step, dataformats="HWC")
+        self._show(lambda board: board.add_image("samples", grid, step, dataformats="HWC"))
 
     def _write(self, line: dict[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"train/{name}", value, line["step"])
+        self._unwritten.append(line)
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_text(self._unwritten))
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # no half lines: all are written anew
+            self._complain(error)
+        else:
+            self._unwritten, self._failing = [], False
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._show(
+                    lambda board, n=name, v=value: board.add_scalar(f"train/{n}", v, line["step"])
+                )
+
+    def _complain(self, error: OSError) -> None:
+        if not self._failing:
+            self._failing = True
+            self.say(
+                f"warning: {self.path} cannot be written ({error.strerror or error}): training "
+                "goes on, and its lines are kept until they can be"
+            )
+
+    def _show(self, draw: Callable[[Any], None]) -> None:
+        """Do something with TensorBoard, or do without it from now on."""
+        if self._board is None:
+            return
+        try:
+            draw(self._board)
+        except OSError as error:
+            self._board = None
+            self.say(f"warning: no more TensorBoard events: {error.strerror or error}")
+
+    def _open_board(self) -> None:
+        self._board = None
+        try:
+            self._board = _writer(self.folder, self._step)
+        except OSError as error:
+            self.say(f"warning: no TensorBoard events: {error.strerror or error}")
 
 
 def path_of(folder: Path) -> Path:
@@ -107,6 +166,10 @@ def read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def _text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _empty() -> dict[str, float]:

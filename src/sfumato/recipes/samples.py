@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
 
+from sfumato.data.pixels import to_model
 from sfumato.data.save import save_images
+from sfumato.errors import ConfigError
+from sfumato.files import write_text
 from sfumato.recipes.config import SamplerConfig
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
@@ -17,8 +21,17 @@ from sfumato.report.grid import image_grid, save_png
 _SHOWN = 256
 
 
+def refuse_used(folder: Path) -> None:
+    """Raise ConfigError where a folder already holds files, which new images would mix with."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} already holds files: choose another --out, or empty it first")
+
+
 class SampleWriter:
-    """Writes images as they come; `close` adds grid.png and sample.toml."""
+    """Writes images as they come to a new or empty folder; `close` adds grid.png and sample.toml.
+
+    ConfigError for a folder that holds files, or a sampler or class the model does not know.
+    """
 
     def __init__(
         self,
@@ -28,8 +41,10 @@ class SampleWriter:
         seed: int,
         label: str | None,
     ) -> None:
+        refuse_used(folder)
         self.folder, self.model, self.sampler = folder, model, sampler
         self.seed, self.label = seed, label
+        self.steps = len(model.grid(sampler)) - 1
         self.count = 0
         self.shown: list[RawImages] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,21 +59,29 @@ class SampleWriter:
     def close(self, seconds: float) -> Path:
         """Write the grid and the record; return the grid's path."""
         grid = self.folder / "grid.png"
-        save_png(image_grid(np.concatenate(self.shown)), grid)
+        shown = to_model(np.concatenate(self.shown), self.model.format)
+        save_png(image_grid(shown), grid)
+        write_text(self.folder / "sample.toml", tomli_w.dumps(self._record(seconds)))
+        return grid
+
+    def _record(self, seconds: float) -> dict[str, Any]:
+        """What draws these images again; `sampler.steps` were asked for, `steps` were walked."""
         sampler = {key: value for key, value in asdict(self.sampler).items() if value is not None}
-        device = str(next(self.model.network.parameters()).device)
-        record = {
+        if self.sampler.grid == "all":
+            sampler["steps"] = self.steps
+        device = str(self.model.device)
+        seeds = range(self.seed, self.seed + self.count)
+        classes = self.model.classes_for(seeds, self.label) or []
+        return {
             "checkpoint": str(self.model.path),
             "weights": self.model.weights,
             "precision": self.model.precision,
             "images": self.count,
             "seed": self.seed,
             "class": self.label or "",
+            "classes": [self.model.classes[index] for index in classes],
+            "steps": self.steps,
             "seconds": round(seconds, 3),
             "sampler": sampler,
             "environment": describe(device),
         }
-        temporary = self.folder / "sample.toml.tmp"
-        temporary.write_text(tomli_w.dumps(record), encoding="utf-8")
-        temporary.replace(self.folder / "sample.toml")
-        return grid

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import DataError
-from sfumato.report.files import write_bytes
+from sfumato.files import write_bytes
 
 UInt8 = NDArray[np.uint8]
 Images = Tensor | NDArray[np.generic]

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Self
 
-from sfumato.report.files import write_bytes
+from sfumato.files import write_bytes
 from sfumato.report.style import CSS
 
 Cell = str | int | float | bool | None
@@ -158,6 +158,26 @@ class Report:
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all."""
         write_bytes(path, self.html().encode())
+
+    def extend(self, path: Path, name: str) -> None:
+        """Put these sections at the end of a page written before, in place of those called `name`.
+
+        Raises ValueError where `path` is no page of this kind.
+        """
+        page = path.read_text(encoding="utf-8")
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}\n?", "", page, flags=re.DOTALL)
+        links = "".join(
+            f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in self._sections
+        )
+        closing = "\n</section>" if self._sections else ""
+        for tag, content in (("</nav>", links), ("</main>", "\n".join(self._body) + closing)):
+            before, found, after = page.rpartition(tag)
+            if not found and tag == "</main>":
+                raise ValueError(f"{path} is not a report of ours: it has no {tag}")
+            if found:
+                page = f"{before}{begin}{content}{end}\n{tag}{after}"
+        write_bytes(path, page.encode())
 
     def _add(self, part: str) -> Self:
         self._body.append(part)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sfumato.errors import MissingExtraError
+from sfumato.report.words import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +43,20 @@ def training_curve(images: ArrayLike, loss: ArrayLike) -> bytes:
     axes.set_xlabel("images seen")
     axes.set_ylabel("training loss")
     axes.xaxis.set_major_formatter(_thousands())
+    return _svg(figure)
+
+
+def quality_curve(images: ArrayLike, distance: ArrayLike) -> bytes:
+    """SVG of the Fréchet distance [n] against images seen [n], the smallest marked."""
+    x, y = _finite(images, distance)
+    figure, axes = _new_figure(6.4, 3.2)
+    axes.plot(x, y, color=BLUE, linewidth=2, marker="o", markersize=4)
+    best = int(y.argmin())
+    axes.plot(x[best], y[best], color=ORANGE, marker="o", markersize=8, linestyle="", label="best")
+    axes.set_xlabel("images seen")
+    axes.set_ylabel("Fréchet distance")
+    axes.xaxis.set_major_formatter(_thousands())
+    _legend(axes)
     return _svg(figure)
 
 
@@ -75,11 +90,10 @@ def class_shares(
     names: Sequence[str],
     shares: ArrayLike,
     reference: ArrayLike | None = None,
-    floor: float | None = None,
 ) -> bytes:
     """SVG of horizontal bars, the share (0 to 1) of each class among the samples.
 
-    `reference` marks the same share among real images; `floor` draws the least share wanted.
+    `reference` marks the same share among real images.
     """
     values = np.asarray(shares, float) * 100
     places = np.arange(len(names))
@@ -90,16 +104,13 @@ def class_shares(
         real = np.asarray(reference, float) * 100
         axes.plot(real, places, "|", color=INK, markersize=13, markeredgewidth=2, label="real")
         top = max(top, float(real.max(initial=0.0)))
-    if floor is not None:
-        label = f"at least {100 * floor:g} %"
-        axes.axvline(100 * floor, color=ORANGE, linewidth=1.4, linestyle="--", label=label)
     axes.set_yticks(places, list(names))
     axes.invert_yaxis()
     axes.set_xlim(0, top * 1.05)
     axes.set_xlabel("share of images, %")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    if reference is not None or floor is not None:
+    if reference is not None:
         _legend(axes, below=True)
     return _svg(figure)
 
@@ -122,18 +133,6 @@ def time_split(seconds: Mapping[str, float]) -> bytes:
     if parts:
         _legend(axes, below=True)
     return _svg(figure)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person writes them: 0.42 s, 38 s, 7 min 05 s, 2 h 10 min."""
-    if seconds < 9.995:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:

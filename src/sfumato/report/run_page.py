@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from sfumato.report import plots
 from sfumato.report.animation import gif_bytes
 from sfumato.report.grid import Images, image_grid, png_bytes
 from sfumato.report.html import Card, Cell, Picture, Report
+from sfumato.report.words import duration
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Neighbours:
     closer_share: float | None = None
     """Share of samples nearer to training than to as many held-out images; 0.5 by chance."""
     closer_share_error: float | None = None
+    searched: int | None = None
+    """Among how many training images the nearest were looked for, evenly spread ..."""
+    total: int | None = None
+    """... of so many."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class FrechetRow:
     reference_n: int
     extractor: str
     real_vs_real: float | None = None
-    """The same number for as many real images: the floor at this n."""
+    """The same number for real images: the floor, where `real_n` is about n."""
+    real_n: int | None = None
+    """How many real images that was measured with; None: n of them."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,9 @@ class RunReport:
     recipe: Mapping[str, Cell] = field(default_factory=dict[str, Cell])
     commands: Sequence[str] = ()
     """Command lines that reproduce the run."""
-    log: Sequence[Mapping[str, float]] = ()
-    """Records with 'images' and 'loss'; also read: 'images_per_second'."""
+    log: Sequence[Mapping[str, Any]] = ()
+    """Records with 'images' and 'loss'; also read: 'images_per_second', 'waited_share' (the share
+    of time spent waiting for data, 0 to 1)."""
     levels: LevelLoss | None = None
     samples: Images | None = None
     real: Images | None = None
@@ -90,14 +99,10 @@ class RunReport:
     classes: Sequence[ClassRow] = ()
     class_note: str = ""
     """Which classifier, and its held-out accuracy."""
-    least_share: float | None = None
-    """The least share of each class that is wanted, drawn as a line."""
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
     """Name: seconds."""
     environment: Mapping[str, Cell] = field(default_factory=dict[str, Cell])
     warnings: Sequence[str] = ()
-    cards: Sequence[Card] = ()
-    """Further headline numbers, after the computed ones."""
 
 
 def write_run_report(path: Path, run: RunReport) -> None:
@@ -110,7 +115,7 @@ def run_page(run: RunReport) -> Report:
     page = Report(run.name, run.subtitle, kind="Sfumato · training run")
     for warning in run.warnings:
         page.note(warning, warning=True)
-    if cards := [*_headline(run), *run.cards]:
+    if cards := _headline(run):
         page.cards(cards)
     _samples(page, run)
     _trajectory(page, run)
@@ -135,15 +140,19 @@ def _headline(run: RunReport) -> list[Card]:
     cards: list[Card] = []
     if run.frechet:
         row = run.frechet[0]
-        floor = "" if row.real_vs_real is None else f"real images: {row.real_vs_real:.3g} · "
+        floor = "" if row.real_vs_real is None else f"real images: {_floor(row)} · "
         cards.append(
-            Card("Fréchet distance", f"{row.value:.3g}", f"{floor}{_count(row.n)} samples")
+            Card("Fréchet distance", f"{row.value:.4g}", f"{floor}{_count(row.n)} samples")
         )
     if run.log and "images" in run.log[-1]:
         seen = run.log[-1]["images"]
         cards.append(Card("Images seen", _count(seen)))
     if speeds := [r["images_per_second"] for r in run.log if "images_per_second" in r]:
         cards.append(Card("Training speed", f"{statistics.median(speeds):.3g} img/s", "median"))
+    if waited := [r["waited_share"] for r in run.log if "waited_share" in r]:
+        share = 100 * statistics.fmean(waited, _lengths(run.log))
+        slow = "; images kept as one .npy need no decoding" if share >= 10 else ""
+        cards.append(Card("Waited for data", f"{share:.1f} %", f"of the training time{slow}"))
     sure = [(row.share, row.confidence) for row in run.classes if row.confidence is not None]
     if weight := sum(share for share, _ in sure):
         mean = sum(share * confidence for share, confidence in sure) / weight
@@ -151,7 +160,7 @@ def _headline(run: RunReport) -> list[Card]:
             Card("Certainty of class", f"{100 * mean:.0f} %", "classifier's mean over samples")
         )
     if run.timings:
-        cards.append(Card("Total time", plots.duration(sum(run.timings.values()))))
+        cards.append(Card("Total time", duration(sum(run.timings.values()))))
     return cards
 
 
@@ -190,7 +199,7 @@ def _frechet(page: Report, run: RunReport) -> None:
     )
     page.table(
         [
-            (row.name, row.value, row.real_vs_real, row.n, row.reference_n, row.extractor)
+            (row.name, row.value, _floor(row), row.n, row.reference_n, row.extractor)
             for row in run.frechet
         ],
         ("compared", "distance", "real images", "n", "reference n", "features"),
@@ -206,7 +215,7 @@ def _classes(page: Report, run: RunReport) -> None:
     real = [row.real_share for row in run.classes if row.real_share is not None]
     reference = real if len(real) == len(names) else None
     try:
-        chart = plots.class_shares(names, shares, reference, run.least_share)
+        chart = plots.class_shares(names, shares, reference)
         page.figure(chart, "Share of each class among the samples.", "bar chart of class shares")
     except MissingExtraError:
         page.missing("The chart", "matplotlib", "train")
@@ -238,6 +247,10 @@ def _neighbours(page: Report, run: RunReport) -> None:
         f"Distance ({near.unit}): median {np.median(near.distances):.3g}, "
         f"least {np.min(near.distances):.3g} of {len(near.distances)} samples."
     )
+    if near.searched is not None:
+        every = "all " if near.searched == near.total else ""
+        rest = f" of {near.total:,}, evenly spread" if near.total and not every else ""
+        caption += f" Looked for among {every}{near.searched:,} training images{rest}."
     page.figure(png_bytes(np.concatenate(shown)), caption, "samples and nearest training images")
     facts: dict[str, Cell] = {}
     if near.ratio is not None:
@@ -256,7 +269,12 @@ def _training(page: Report, run: RunReport) -> None:
     if not records and run.levels is None:
         return
     page.section("Training")
+    measured = [record for record in run.log if "frechet" in record]
     try:
+        if measured:
+            pairs = [(record["images"], record["frechet"]) for record in measured]
+            curve = plots.quality_curve(*zip(*pairs, strict=True))
+            page.figure(curve, _measuring(measured), "Fréchet distance against images seen")
         if records:
             curve = plots.training_curve(
                 [record["images"] for record in records], [record["loss"] for record in records]
@@ -272,6 +290,16 @@ def _training(page: Report, run: RunReport) -> None:
         page.missing("The training curve", "matplotlib", "train")
 
 
+def _measuring(measured: Sequence[Mapping[str, Any]]) -> str:
+    last, best = measured[-1], min(measured, key=lambda record: record["frechet"])
+    spent = duration(sum(record["evaluation_seconds"] for record in measured))
+    return (
+        f"Fréchet distance of {_count(last['frechet_n'])} samples to {last['frechet_against']} "
+        f"({last['frechet_features']}); best {best['frechet']:.4g} at step {_count(best['step'])}. "
+        f"Measuring took {spent}."
+    )
+
+
 def _timings(page: Report, run: RunReport) -> None:
     if not run.timings:
         return
@@ -279,7 +307,21 @@ def _timings(page: Report, run: RunReport) -> None:
     try:
         page.figure(plots.time_split(run.timings), "", "bar of where the time went")
     except MissingExtraError:
-        page.table([(name, plots.duration(seconds)) for name, seconds in run.timings.items()])
+        page.table([(name, duration(seconds)) for name, seconds in run.timings.items()])
+
+
+def _floor(row: FrechetRow) -> str | None:
+    """The value for real images, with their number where it is another than the samples'."""
+    if row.real_vs_real is None:
+        return None
+    other = "" if row.real_n in (None, row.n) else f" (of {_count(row.real_n)})"
+    return f"{row.real_vs_real:.4g}{other}"
+
+
+def _lengths(log: Sequence[Mapping[str, Any]]) -> list[float]:
+    """How long the window of each record with a waited share took, as a weight."""
+    rates = [r.get("images_per_second", 1.0) for r in log if "waited_share" in r]
+    return [1 / max(rate, 1e-9) for rate in rates]
 
 
 def _count(number: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,10 @@ from sfumato.training.storage import FolderWriter, read_tensors, to_bytes
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.toml"
+
+
+class OtherFormatError(CheckpointError):
+    """A checkpoint that another version of Sfumato wrote: whole, but not to be read here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,11 @@ class Checkpoint:
     network: dict[str, Tensor] | None = None
     optimizer: dict[str, Tensor] | None = None
     statistics: LevelStatistics | None = None
+    hashes: dict[str, str] = field(default_factory=dict[str, str])
+
+    def hash_of(self, name: str) -> str:
+        """First 16 hexadecimal digits of the hash of one file, such as "ema"."""
+        return self.hashes[name][:16]
 
 
 def save_checkpoint(
@@ -105,13 +114,15 @@ def load_checkpoint(path: Path, *, training: bool) -> Checkpoint:
         network=tensors.get("network"),
         optimizer=_part(rest, "optimizer.") if training else None,
         statistics=_statistics(rest, about["statistics"]) if training else None,
+        hashes={name: file["blake2b"] for name, file in files.items()},
     )
 
 
 def read_description(path: Path) -> dict[str, Any]:
     """Read checkpoint.toml alone: step, images, position, describe, files (for `info`).
 
-    Raises CheckpointError where it is missing, unreadable or of another format version.
+    Raises CheckpointError where it is missing or unreadable, OtherFormatError where another version
+    of Sfumato wrote it.
     """
     try:
         about = tomllib.loads((path / DESCRIPTION).read_text("utf-8"))
@@ -125,7 +136,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / DESCRIPTION} cannot be read: {error}") from error
     version = about.get("format")
     if version != FORMAT:
-        raise CheckpointError(
+        raise OtherFormatError(
             f"{path} has checkpoint format {version}, this version of sfumato reads {FORMAT}: "
             f"use the version that wrote it, or train anew"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from sfumato.errors import SfumatoError
-from sfumato.training.optimizer import norm_of
 from sfumato.training.state import Snapshot, TrainState
 
 
@@ -16,8 +15,8 @@ class TrainingError(SfumatoError):
 class Guard:
     """Keeps the last good state and returns to it after `patience` bad steps in a row.
 
-    A good state is kept every snapshot_steps steps. Raises TrainingError after max_rollbacks to the
-    same state.
+    A good state is kept every snapshot_steps steps. After max_rollbacks to the same state it is
+    restored once more and TrainingError raised: what a caller saves then is good.
     """
 
     def __init__(
@@ -43,11 +42,14 @@ class Guard:
         if self.state.step < self.snapshot.step + self.snapshot_steps:
             return
         # A finite loss says nothing about the update that followed it.
-        if math.isfinite(float(norm_of(self.state.network.parameters()))):
+        if self.state.finite:
             self.snapshot, self.rollbacks = Snapshot.of(self.state), 0
 
     def _roll_back(self) -> str:
         state, failed = self.state, self.state.step
+        self.snapshot.restore(state)
+        state.retry += 1
+        self.bad = 0
         self.rollbacks += 1
         if self.rollbacks > self.max_rollbacks:
             raise TrainingError(
@@ -55,7 +57,4 @@ class Guard:
                 f"{self.snapshot.step} did not help {self.max_rollbacks} times; use a lower "
                 f"learning rate, clip gradients, or train in float32"
             )
-        self.snapshot.restore(state)
-        state.retry += 1
-        self.bad = 0
         return f"rolled back from step {failed} to step {state.step}, going on with other noise"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import CheckpointError
-from sfumato.training.checkpoint import read_description
-from sfumato.training.storage import check_file
+from sfumato.training.checkpoint import DESCRIPTION, OtherFormatError, read_description
+from sfumato.training.storage import check_file, put_back
 
 
 def verify(path: Path) -> None:
@@ -29,12 +29,22 @@ class Latest:
 def latest_checkpoint(run: Path) -> Latest:
     """Return the newest checkpoint whose files are all as written.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError where there is none, and OtherFormatError rather than return one older
+    than what another version of Sfumato wrote.
     """
+    if run.is_file():
+        raise CheckpointError(f"{run} is a file: give the folder of a training run")
+    if not (run / "checkpoints").is_dir() and any(run.glob(f"*/{DESCRIPTION}")):
+        raise CheckpointError(
+            f"{run} holds the checkpoints of a run: give the run's folder, {run.parent}, "
+            "or one of the checkpoints"
+        )
     skipped: list[str] = []
     for path in reversed(checkpoints(run)):
         try:
             verify(path)
+        except OtherFormatError:
+            raise
         except CheckpointError as error:
             skipped.append(f"skipped damaged checkpoint: {error}")
         else:
@@ -50,7 +60,16 @@ def checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
+    put_back(folder)
     return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def drop_after(run: Path, step: int) -> list[Path]:
+    """Delete the checkpoints after `step`, a future that was abandoned; return them."""
+    deleted = [path for path in checkpoints(run) if int(path.name) > step]
+    for path in reversed(deleted):
+        shutil.rmtree(path, ignore_errors=True)
+    return deleted
 
 
 def prune(run: Path, keep_last: int, keep: Sequence[int] = ()) -> list[Path]:

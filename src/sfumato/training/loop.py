@@ -46,7 +46,7 @@ class Record:
 
     loss: mean of the objective, in its unit. seconds: the whole step, `waited` of them for data.
     skipped: weights were left alone because loss or gradient was not finite; message says what was
-    done about it.
+    done about it. rolled_back: the state is an earlier one again, and `step` is its step.
     """
 
     step: int
@@ -58,6 +58,7 @@ class Record:
     seconds: float
     waited: float
     skipped: bool = False
+    rolled_back: bool = False
     message: str | None = None
 
     @property
@@ -76,10 +77,10 @@ def train(
 ) -> Iterator[Record]:
     """Train until `images` images were seen, changing `state` in place and yielding every step.
 
-    Between two records the state is whole: save it, sample from state.ema, or stop. Every record
-    stands for one batch, a skipped step's too; a rollback takes back step and images, not batches.
-    Raises DataError for labels that do not fit the plan and TrainingError where loss or gradients
-    stay non-finite through several rollbacks.
+    Between two records the state is whole: save it, sample from state.ema, or stop (after an
+    exception, state.whole tells). Every record stands for one batch, a skipped step's too; a
+    rollback takes back step and images, not batches. Raises DataError for labels that do not fit
+    the plan and TrainingError where loss or gradients stay non-finite through several rollbacks.
     """
     guard = Guard(
         state,
@@ -93,6 +94,7 @@ def train(
         if batch is None:
             return
         arrived, count = time.perf_counter(), len(batch.x)
+        state.whole = False
         rate = plan.learning_rate.at(state.images, count)
         loss, norm = _gradients(state, batch, plan)
         good = math.isfinite(loss) and math.isfinite(norm)
@@ -101,7 +103,9 @@ def train(
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.images += count
+        reached = state.step
         message = guard.after(loss, norm)
+        state.whole = True
         now = time.perf_counter()
         yield Record(
             step=state.step,
@@ -113,6 +117,7 @@ def train(
             seconds=now - before,
             waited=arrived - before,
             skipped=not good,
+            rolled_back=state.step < reached,
             message=message,
         )
         before = time.perf_counter()

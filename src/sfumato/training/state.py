@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.training.ema import Ema
+from sfumato.training.optimizer import norm_of
 from sfumato.training.plan import Plan
 from sfumato.training.statistics import LevelStatistics
 
@@ -19,7 +21,8 @@ class TrainState:
     """Everything that training changes, apart from the position in the data.
 
     `images` counts images seen, `retry` rollbacks (it enters the seeds, so that a repeated
-    step does not meet the same noise).
+    step does not meet the same noise). `whole` is False inside a step: an exception that leaves it
+    so has left the parts at different steps, and the state is not worth saving.
     """
 
     network: nn.Module
@@ -29,6 +32,7 @@ class TrainState:
     step: int = 0
     images: int = 0
     retry: int = 0
+    whole: bool = True
 
     @classmethod
     def start(cls, network: nn.Module, plan: Plan) -> TrainState:
@@ -45,6 +49,12 @@ class TrainState:
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights and their average are finite; a finite loss does not tell."""
+        weights = (norm_of(net.parameters()) for net in (self.network, self.ema.network))
+        return all(math.isfinite(float(norm)) for norm in weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +86,7 @@ class Snapshot:
         state.ema.network.load_state_dict(self.ema)
         state.optimizer.load_state_dict(_copied_tree(self.optimizer))
         state.statistics, state.step, state.images = self.statistics, self.step, self.images
+        state.whole = True
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

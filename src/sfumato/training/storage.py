@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ class FolderWriter:
         self.target = target
         self.path = target.with_name(f"{_TEMPORARY}{target.name}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        for prefix in (_TEMPORARY, _REPLACED):
-            for leftover in target.parent.glob(f"{prefix}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        put_back(target.parent)
+        for leftover in target.parent.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         self.path.mkdir()
 
     def write(self, name: str, content: bytes) -> dict[str, Any]:
@@ -51,8 +52,20 @@ class FolderWriter:
         shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove what was written; what it was to replace is back in its place."""
         shutil.rmtree(self.path, ignore_errors=True)
+        put_back(self.target.parent)
+
+
+def put_back(parent: Path) -> None:
+    """Restore folders whose replacement was cut short; remove them where it was finished."""
+    for old in parent.glob(f"{_REPLACED}*"):
+        target = old.with_name(old.name.removeprefix(_REPLACED))
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            with suppress(OSError):  # a folder that is only read from keeps it where it is
+                old.rename(target)
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -1,0 +1,58 @@
+"""The command lines that make a run, or images from it, once more."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.recipes.presets import names, recipe
+from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+from sfumato.recipes.run_data import IN_MEMORY
+from sfumato.recipes.toml import difference
+
+
+def train_command(config: RunConfig) -> str:
+    """Return the `sfumato train` line of a run: its recipe's name and every option that differs.
+
+    A comment where no line can: images in memory, or a recipe or network of the user's own.
+    """
+    name = config.recipe.name
+    if name not in names():
+        return f"# {name!r} is no built-in recipe: config.toml beside this page holds all of it"
+    if IN_MEMORY in (config.data.data or IN_MEMORY, config.data.test):
+        return "# trained on images in memory: config.toml beside this page holds the rest"
+    changed = difference(config.recipe, recipe(name))
+    if any(is_dataclass(value) for value in changed.values()):
+        return "# the network is not of the recipe's kind: config.toml beside this page holds all"
+    given = _changes(config.data, DataConfig()) | _changes(config.run, Bookkeeping()) | changed
+    return shlex.join(["sfumato", "train", name, *_options(given)])
+
+
+def sample_command(folder: Path) -> str:
+    """Return the line that draws 64 images from a run."""
+    return shlex.join(["sfumato", "sample", str(folder), "-n", "64"])
+
+
+def _changes(value: DataConfig | Bookkeeping, default: DataConfig | Bookkeeping) -> dict[str, Any]:
+    pairs = {item.name: getattr(value, item.name) for item in fields(value)}
+    return {name: given for name, given in pairs.items() if given != getattr(default, name)}
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    """Options as the command line spells them: --sampler.sigma-min 0.1, --no-flip."""
+    words: list[str] = []
+    for name, value in given.items():
+        *groups, last = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            words.append("--" + ".".join([*groups, last if value else f"no-{last}"]))
+            continue
+        flag = "--" + ".".join([*groups, last])
+        values = [str(v) for v in value] if isinstance(value, tuple | list) else [str(value)]
+        if len(values) == 1 and values[0].startswith("-"):
+            words.append(f"{flag}={values[0]}")
+        else:
+            words += [flag, *values]
+    return words

@@ -1,0 +1,72 @@
+"""Real images to measure against: evenly spread, in bounded memory, broken files told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfumato.data.images import Images, in_threads
+from sfumato.data.pixels import to_model
+from sfumato.data.reader import Reader
+
+MOST = 10_000
+MOST_BYTES = 512 * 2**20
+
+_BATCH = 256
+
+
+class RealImages:
+    """A set of real images for measuring.
+
+    `x` [n, C, H, W], float32 in [-1, 1], and `labels` [n] or None are those held in memory: at most
+    10,000 and `most_bytes`; `stream` reads more, batch by batch. An unreadable file is replaced by
+    the next readable one and named in `broken`; more than 1 % of them are a DataError.
+    """
+
+    def __init__(self, images: Images, most_bytes: int = MOST_BYTES) -> None:
+        self.images = images
+        self._reader = Reader(images, cache_bytes=0)
+        held = max(16, most_bytes // (4 * math.prod(images.format.shape)))
+        index = spread(len(images), min(MOST, held))
+        parts, used = zip(*self._read(index), strict=True)
+        self.x = torch.cat(parts)
+        labels = images.labels
+        self.labels = None if labels is None else torch.from_numpy(labels[np.concatenate(used)])
+
+    def __len__(self) -> int:
+        """All images of the set, held or not."""
+        return len(self.images)
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Files found unreadable so far, on opening or since."""
+        return self._reader.skipped
+
+    def stream(self, most: int = MOST) -> Iterator[Tensor]:
+        """Yield batches of at most `most` images, evenly spread, in [-1, 1]."""
+        if min(most, len(self)) == len(self.x):
+            yield from self.x.split(_BATCH)
+            return
+        for x, _ in self._read(spread(len(self), most)):
+            yield x
+
+    def _read(self, index: NDArray[np.int64]) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Batches, and which images they really are."""
+
+        def make(part: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+            raw, used = self._reader.read(part)
+            return to_model(raw, self.images.format), used
+
+        parts = [index[start : start + _BATCH] for start in range(0, len(index), _BATCH)]
+        yield from map(make, parts) if self.images.resident else in_threads(make, parts, ahead=2)
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """Return `count` indices, or all, evenly spread over 0..total-1."""
+    count = min(total, count)
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)

@@ -1,0 +1,84 @@
+"""A run's images: opening them as its configuration says, and what must be known of them first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sfumato.data.images import Images, Subset
+from sfumato.data.loader import one_pass
+from sfumato.data.sources import open_images
+from sfumato.errors import ConfigError, DataError
+from sfumato.recipes.run_config import DataConfig
+from sfumato.training.statistics import measure_sigma_data
+
+IN_MEMORY = "(in memory)"
+"""Stands in a run's configuration for images that no path and options lead to."""
+
+_SIGMA_DATA_IMAGES = 10_000
+
+
+def open_data(config: DataConfig, path: str) -> Images:
+    """Open images as a run is told to; ConfigError for those that only Python code had."""
+    if path in ("", IN_MEMORY):
+        raise ConfigError(
+            "this run's images were made or opened by Python code, in a way that its config.toml "
+            "cannot tell: go on from Python, with sfumato.train(..., resume=True)"
+        )
+    return open_images(
+        path,
+        size=config.size,
+        fit=config.fit,
+        alpha=config.alpha,
+        value_range=config.value_range,
+        layout=config.layout,
+        labels=config.classes,
+        channels=config.channels,
+    )
+
+
+def data_config(images: Images, test: Images | None) -> DataConfig:
+    """Return the configuration that opens these sets again, as far as that is possible."""
+    told = "" if test is None else IN_MEMORY
+    if images.opened is None:
+        return DataConfig(data=IN_MEMORY, test=told, classes=images.labels is not None)
+    options: dict[str, Any] = dict(images.opened)
+    path, classes = options.pop("path"), options.pop("labels")
+    if test is not None and test.opened is not None:
+        theirs = dict(test.opened)
+        test_path = theirs.pop("path")
+        told = test_path if theirs == {**options, "labels": classes} else IN_MEMORY
+    return DataConfig(data=path, test=told, classes=classes, **options)
+
+
+def check_sets(images: Images, test: Images | None) -> None:
+    """Raise DataError for no images, ConfigError for test images unlike the training images."""
+    if not len(images):
+        raise DataError(f"{images.source}: there are no images to train on, the set is empty")
+    if test is None:
+        return
+    if test.format != images.format:
+        raise ConfigError(
+            f"the test images are {test.format.describe()}, "
+            f"the training images {images.format.describe()}: they must agree"
+        )
+    labelled = images.labels is not None and test.labels is not None
+    if labelled and test.classes != images.classes:
+        raise ConfigError(
+            f"the test images have the classes {_listed(test.classes)}, the training images "
+            f"{_listed(images.classes)}: they must be the same, in name and order"
+        )
+
+
+def sigma_data_of(images: Images, say: Callable[[str], None]) -> float:
+    """Measure the standard deviation of the images in [-1, 1], of about 10,000 where more."""
+    step = -(-len(images) // _SIGMA_DATA_IMAGES)
+    chosen = images if step == 1 else Subset(images, range(0, len(images), step))
+    value = round(measure_sigma_data(batch.x for batch in one_pass(chosen, 256)), 4)
+    of = "" if step == 1 else f" of {len(chosen):,} images"
+    say(f"sigma_data {value:g}: the standard deviation{of} in [-1, 1]")
+    return value
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:12]) + (f", ... ({len(classes)})" if len(classes) > 12 else "")

@@ -24,7 +24,18 @@ from sfumato.parameterization import (
 from sfumato.protocols import Solver
 from sfumato.randomness import Noise, Purpose, noise_for
 from sfumato.sampling import generate, sample, start_from_prior
-from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
+from sfumato.solvers import (
+    DDIM,
+    PLMS,
+    AdamsBashforth,
+    Adaptive,
+    Ancestral,
+    Churn,
+    Euler,
+    Heun,
+    Multistep,
+    UniPC,
+)
 
 F64 = torch.float64
 MIXTURE = Mixture()
@@ -246,3 +257,9 @@ def test_ancestral_samples_of_gaussian_data_have_its_covariance():
     whitened = (last.x - oracle.mean) / var.sqrt()
     assert whitened.mean(0).abs().max() < 4.5 * count**-0.5
     assert (whitened.T.cov() - torch.eye(3, dtype=F64)).abs().max() < 4.5 * (2 / count) ** 0.5
+
+
+@pytest.mark.parametrize("solver", [Multistep(2), UniPC(), PLMS(), AdamsBashforth(2), Adaptive()])
+def test_churn_refuses_solvers_that_remember(solver: Solver[Any]):
+    with pytest.raises(ValueError, match="knows one step only"):
+        Churn(solver, 10)

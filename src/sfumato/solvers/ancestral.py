@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
-from sfumato.diffusion import expand, transition
+from sfumato.diffusion import transition
 from sfumato.protocols import Denoise
-from sfumato.randomness import Noise, Purpose
+from sfumato.randomness import Noise
+from sfumato.solvers.runge_kutta import combine
+from sfumato.solvers.support import fresh
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Ancestral:
 
     order: int = field(default=1, init=False, repr=False)
     invertible: bool = field(default=False, init=False, repr=False)
+    stages: ClassVar[int] = 1
 
     def start(self, x: Tensor, sigmas: Tensor) -> None:
         """Return no state."""
@@ -38,8 +42,8 @@ class Ancestral:
         x0 = denoise(x, sigma)
         if sigma_next == 0:
             return x0.mean, None
-        fresh = _needed(noise).like(x, Purpose.TRANSITION)
-        return transition(x0, x, sigma, sigma_next).sample(fresh), None
+        z = fresh(noise, x, sigma, sigma_next)
+        return transition(x0, x, sigma, sigma_next).sample(z), None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class DDIM:
 
     eta: float = 0.0
     order: int = field(default=1, init=False, repr=False)
+    stages: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
@@ -76,16 +81,9 @@ class DDIM:
     ) -> tuple[Tensor, None]:
         """Keep part of the noise in x, replace the rest by fresh noise."""
         s = sigma_next
-        fresh_var = self.eta**2 * s**2 * (1 - (s / sigma) ** 2)
-        keep = expand((s**2 - fresh_var).sqrt() / sigma, x)
-        out = keep * x + (1 - keep) * denoise(x, sigma).mean
+        fresh_var = float(self.eta**2 * s**2 * (1 - (s / sigma) ** 2))
+        keep = (float(s) ** 2 - fresh_var) ** 0.5 / float(sigma)
+        out = combine((keep, 1 - keep), (x, denoise(x, sigma).mean))
         if fresh_var > 0:
-            fresh = _needed(noise).like(x, Purpose.TRANSITION)
-            out = out + expand(fresh_var.sqrt(), x) * fresh
+            out.add_(fresh(noise, x, sigma, s), alpha=fresh_var**0.5)
         return out, None
-
-
-def _needed(noise: Noise | None) -> Noise:
-    if noise is None:
-        raise ValueError("this solver draws fresh noise: pass noise=noise_for(seed, count)")
-    return noise

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sfumato.diffusion import expand
+from sfumato.noise import F64
 from sfumato.protocols import Denoise
 from sfumato.randomness import Noise
+from sfumato.solvers.coordinates import IDENTITY, Coordinates
+from sfumato.solvers.tableau import EULER, Tableau, two_stage
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,7 @@ class Euler:
 
     order: int = field(default=1, init=False, repr=False)
     invertible: bool = field(default=True, init=False, repr=False)
+    stages: ClassVar[int] = 1
 
     def start(self, x: Tensor, sigmas: Tensor) -> None:
         """Return no state."""
@@ -31,8 +38,8 @@ class Euler:
         noise: Noise | None,
     ) -> tuple[Tensor, None]:
         """Walk along the slope at sigma."""
-        keep = expand(sigma_next / sigma, x)
-        return keep * x + (1 - keep) * denoise(x, sigma).mean, None
+        keep = float(sigma_next) / float(sigma)
+        return combine((keep, 1 - keep), (x, denoise(x, sigma).mean)), None
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Heun:
     alpha: float = 1.0
     order: int = field(default=2, init=False, repr=False)
     invertible: bool = field(default=True, init=False, repr=False)
+    stages: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
@@ -64,13 +72,117 @@ class Heun:
         noise: Noise | None,
     ) -> tuple[Tensor, None]:
         """Walk along a mean of the slopes at sigma and at sigma + alpha (sigma_next - sigma)."""
-        x0 = denoise(x, sigma).mean
-        if sigma_next == 0:
-            return x0, None
-        step = sigma_next - sigma
-        middle = sigma + self.alpha * step
-        slope = (x - x0) / expand(sigma, x)
-        x_middle = x + expand(self.alpha * step, x) * slope
-        slope_middle = (x_middle - denoise(x_middle, middle).mean) / expand(middle, x)
-        second = 1 / (2 * self.alpha)
-        return x + expand(step, x) * ((1 - second) * slope + second * slope_middle), None
+        return explicit_step(two_stage(self.alpha), denoise, x, sigma, sigma_next), None
+
+
+@dataclass(frozen=True)
+class RungeKutta:
+    """Any explicit Runge-Kutta method, in any coordinates (EDM eq. 81 and Table 1).
+
+    `tableau` is one of `sfumato.solvers.tableau` or your own; N steps to 0 take
+    stages * (N - 1) + 1 evaluations, for the step to sigma = 0 is Euler's (EDM Algorithm 1). In the
+    identity coordinates that step returns D(x, sigma); in others it is a step of Euler's in t.
+    """
+
+    tableau: Tableau
+    coordinates: Coordinates = IDENTITY
+    invertible: bool = field(default=True, init=False, repr=False)
+
+    @property
+    def order(self) -> int:
+        """The tableau's."""
+        return self.tableau.order
+
+    @property
+    def stages(self) -> int:
+        """Evaluations a step."""
+        return self.tableau.stages
+
+    def start(self, x: Tensor, sigmas: Tensor) -> None:
+        """Return no state."""
+
+    def step(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        state: None,
+        noise: Noise | None,
+    ) -> tuple[Tensor, None]:
+        """Walk along the tableau's mean of slopes."""
+        moved = explicit_step(self.tableau, denoise, x, sigma, sigma_next, self.coordinates)
+        return moved, None
+
+
+def explicit_step(
+    tableau: Tableau,
+    denoise: Denoise,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    coordinates: Coordinates = IDENTITY,
+    first: Tensor | None = None,
+) -> Tensor:
+    """Walk x [B, *data] from sigma to sigma_next by one step of a tableau, to 0 by Euler's.
+
+    `first` is the slope dx'/dt at sigma where it is known already.
+    """
+    if sigma_next == 0:
+        tableau = EULER
+        if coordinates == IDENTITY and first is None:
+            return denoise(x, sigma).mean
+    t, t_next = coordinates.time(float(sigma)), coordinates.time(float(sigma_next))
+    step = t_next - t
+    start, end = coordinates.scale(t), coordinates.scale(t_next)
+    scaled = x if start == 1 else start * x
+    slopes = [_slope(denoise, scaled, t, sigma, coordinates) if first is None else first]
+    for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
+        if c == 1:
+            at, level = t_next, sigma_next
+        else:
+            at = t + c * step
+            level = torch.tensor(coordinates.sigma(at), dtype=F64)
+        moved = combine([step * weight for weight in row], slopes, scaled)
+        slopes.append(_slope(denoise, moved, at, level, coordinates))
+    moved = combine([step * weight for weight in tableau.b], slopes, scaled)
+    return moved if end == 1 else moved / end
+
+
+def slope(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+    """Return dx/dsigma = (x - D(x, sigma)) / sigma, the noise in x: [B, *data]; sigma [] or [B]."""
+    noise = x - denoise(x, sigma).mean
+    return noise.div_(expand(sigma, x) if sigma.ndim else float(sigma))
+
+
+def combine(
+    weights: Sequence[float], values: Sequence[Tensor], base: Tensor | None = None
+) -> Tensor:
+    """Return base + the sum of weights[i] values[i]; weights are numbers on the host.
+
+    One tensor is made and added to in place: of what a step costs beyond the network, new memory is
+    the most.
+    """
+    out: Tensor | None = None
+    for weight, value in zip(weights, values, strict=True):
+        if weight == 0:
+            continue
+        if out is not None:
+            out = out.add_(value, alpha=weight)
+        else:
+            out = weight * value if base is None else torch.add(base, value, alpha=weight)
+    if out is None:
+        out = torch.zeros_like(values[0]) if base is None else base
+    return out
+
+
+def _slope(
+    denoise: Denoise, scaled: Tensor, t: float, sigma: Tensor, coordinates: Coordinates
+) -> Tensor:
+    """dx'/dt. In this form, unlike EDM's eq. 81, x - D is taken before it is divided by sigma."""
+    scale, scale_rate = coordinates.scale(t), coordinates.scale_rate(t)
+    x = scaled if scale == 1 else scaled / scale
+    rate = coordinates.sigma_rate(t) * scale
+    out = slope(denoise, x, sigma)
+    out = out if rate == 1 else rate * out
+    return out if scale_rate == 0 else torch.add(out, x, alpha=scale_rate)

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from sfumato.diffusion import expand
-from sfumato.noise import NoiseRange
 from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise, Purpose
+from sfumato.solvers.support import needed, trained
 
 State = TypeVar("State")
 
@@ -32,7 +32,8 @@ class Churn(Generic[State]):
     gamma = min(amount / N, sqrt(2) - 1), N the number of steps, adding noise of standard deviation
     inflation * sqrt(raised^2 - sigma^2). On a ladder the raised level is rounded first; it never
     exceeds the trained range. amount, low, high, inflation are S_churn, S_tmin, S_tmax, S_noise.
-    Raises ValueError for amount < 0, low > high or inflation <= 0.
+    Raises ValueError for amount < 0, low > high or inflation <= 0, and for a solver that goes by
+    its past steps or chooses them itself: raised levels are no part of either.
     """
 
     solver: Solver[State]
@@ -43,6 +44,11 @@ class Churn(Generic[State]):
     invertible: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if getattr(self.solver, "remembers", False):
+            raise ValueError(
+                f"churn needs a solver that knows one step only, such as Euler or Heun; "
+                f"{type(self.solver).__name__} goes by its other steps"
+            )
         if not (self.amount >= 0 and self.low <= self.high and self.inflation > 0):
             raise ValueError(
                 "churn needs amount >= 0, low <= high and inflation > 0, not "
@@ -72,19 +78,11 @@ class Churn(Generic[State]):
         """Raise the level, then take the wrapped solver's step from there."""
         raised = sigma
         if state.gamma > 0 and self.low <= sigma <= self.high:
-            raised = _within(denoise, sigma * (1 + state.gamma))
+            raised = trained(denoise, sigma * (1 + state.gamma))
         if raised > sigma:
-            if noise is None:
-                raise ValueError("churn draws fresh noise: pass noise=noise_for(seed, count)")
             std = self.inflation * (raised**2 - sigma**2).sqrt()
-            x = x + expand(std, x) * noise.like(x, Purpose.CHURN)
+            x = x + expand(std, x) * needed(noise).like(x, Purpose.CHURN)
         else:
             raised = sigma
         x, inner = self.solver.step(denoise, x, raised, sigma_next, state.inner, noise)
         return x, Churned(state.gamma, inner)
-
-
-def _within(denoise: Denoise, sigma: Tensor) -> Tensor:
-    """Round to the trained levels and cap at the highest, where the denoiser tells its range."""
-    limits = getattr(denoise, "range", None)
-    return limits.snap(sigma) if isinstance(limits, NoiseRange) else sigma

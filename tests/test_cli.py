@@ -320,7 +320,7 @@ def test_sample_writes_images_a_grid_and_how_to_draw_them_again(
         (["--eta", 0.5], "eta belongs to the ddim solver, not to heun"),
         (["--solver", "ddim", "--eta", 1.5], "eta lies in [0, 1], not 1.5"),
         (["--solver", "ddim", "--eta", -0.5], "eta lies in [0, 1], not -0.5"),
-        (["--solver", "ddim", "--churn", 5], "churn wraps heun or euler, not ddim"),
+        (["--solver", "ddim", "--churn", 5], "dpm++3s, not ddim"),
         (["--steps", 0], "must be at least 1"),
         (["--batch", 0], "must be at least 1"),
         (["--alpha", 2], "alpha lies in (0, 1], not 2.0"),

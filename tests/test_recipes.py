@@ -35,6 +35,7 @@ from sfumato.recipes.progress import Every, Progress
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Arithmetic, Bookkeeping, DataConfig, RunConfig
 from sfumato.recipes.run_log import RunLog
+from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import difference, from_toml, to_toml
 from sfumato.training.loop import Record, train
 from sfumato.training.optimizer import NoDecay
@@ -240,8 +241,8 @@ def test_a_contradiction_is_refused_with_its_reason(
     ("changes", "reason"),
     [
         ({"eta": 0.5}, "eta belongs to the ddim solver"),
-        ({"solver": "ddim", "churn": 1.0}, "churn wraps heun or euler"),
-        ({"solver": "ancestral", "churn": 1.0}, "churn wraps heun or euler"),
+        ({"solver": "ddim", "churn": 1.0}, "churn wraps heun, euler"),
+        ({"solver": "ancestral", "churn": 1.0}, "churn wraps heun, euler"),
         ({"solver": "ddim", "eta": 1.5}, r"eta lies in \[0, 1\]"),
         ({"solver": "ddim", "eta": -0.1}, r"eta lies in \[0, 1\]"),
         ({"alpha": 0.0}, "alpha lies in"),
@@ -252,7 +253,7 @@ def test_a_contradiction_is_refused_with_its_reason(
 )
 def test_a_sampler_that_cannot_be_is_refused(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        build.solver_of(SamplerConfig(**changes))  # type: ignore[arg-type]
+        solver_of(SamplerConfig(**changes))  # type: ignore[arg-type]
 
 
 def test_the_difference_of_recipes_names_fields() -> None:

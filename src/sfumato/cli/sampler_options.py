@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+from sfumato.errors import ConfigError
 from sfumato.recipes.config import GridName, SamplerConfig, SolverName
 
 
 @dataclass(frozen=True)
-class SamplerOptions:
+class CommonOptions:
     """Sampler."""
 
-    solver: SolverName | None = None
-    """heun, euler, ddim or ancestral."""
-    steps: int | None = None
-    """Steps: heun spends 2 steps - 1 network calls, the others as many as steps."""
     grid: GridName | None = None
     """Grid of noise levels; uniform, quadratic and all need a model with a ladder."""
     eta: float | None = None
     """DDIM's eta in [0, 1]."""
+    points: int | None = None
+    """Past values a multistep solver goes by (ab, deis, ipndm, multistep, unipc)."""
+    tolerance: float | None = None
+    """Relative and absolute tolerance of a step (rk45)."""
+    heat: float | None = None
+    """Noise of dpm++sde and dpm++2m-sde: 0 none, 1 the reverse SDE's."""
+    snr: float | None = None
+    """Signal-to-noise ratio of the correction (pc)."""
+    corrections: int | None = None
+    """Langevin steps a level (pc, langevin)."""
+    langevin_step: float | None = None
+    """Step size over the variance of the level (langevin)."""
+    restarts: int | None = None
+    """Times the walk goes back up from restart-low to restart-high (Restart sampling)."""
+    restart_low: float | None = None
+    """Where it turns back."""
+    restart_high: float | None = None
+    """Where it goes up to."""
+    restart_steps: int | None = None
+    """Steps of each way down again."""
+    interpolate: bool | None = None
+    """On a ladder: ask the network between its levels too."""
     alpha: float | None = None
     """Heun's alpha: 1 Heun, 2/3 Ralston, 1/2 midpoint."""
     rho: float | None = None
@@ -49,9 +68,41 @@ class SamplerOptions:
     def over(self, default: SamplerConfig) -> SamplerConfig:
         """Return the run's sampler with the given options in place of its own."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(default, **given)
+
+
+@dataclass(frozen=True)
+class SamplerOptions(CommonOptions):
+    """Sampler."""
+
+    solver: SolverName | None = None
+    """The method; docs/sampling.md says which paper's, and its order."""
+    steps: int | None = None
+    """Steps of the grid."""
+    nfe: int | None = None
+    """Network calls to spend, in place of steps; an error says which are possible."""
+
+    def over(self, default: SamplerConfig) -> SamplerConfig:
+        """Return the run's sampler with the given options in place of its own.
+
+        Raises ConfigError for calls that the solver cannot spend exactly.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        nfe = given.pop("nfe", None)
         if given.get("solver", default.solver) != default.solver:
             # What belongs to the run's own solver does not carry over to another.
-            default = replace(default, solver=given["solver"], eta=0.0, alpha=1.0, churn=0.0)
-        if "grid" not in given and "steps" in given and default.grid == "all":
+            plain = SamplerConfig()
+            own = ("eta", "alpha", "churn", "points", "restarts")
+            default = replace(
+                default, solver=given["solver"], **{name: getattr(plain, name) for name in own}
+            )
+        if "grid" not in given and (nfe or "steps" in given) and default.grid == "all":
             given["grid"] = "uniform"
-        return replace(default, **given)
+        chosen = replace(default, **given)
+        if nfe is None:
+            return chosen
+        if "steps" in given:
+            raise ConfigError("give --steps or --nfe, not both")
+        from sfumato.recipes.samplers import with_evaluations
+
+        return with_evaluations(chosen, nfe)

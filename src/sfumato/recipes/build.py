@@ -5,8 +5,6 @@ Here and in `plan` (what trains), nowhere else, are those strings interpreted.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +35,6 @@ from sfumato.noise import (
 )
 from sfumato.parameterization import (
     Adapted,
-    Process,
     edm_preconditioned,
     predicts_mean,
     predicts_noise,
@@ -47,9 +44,9 @@ from sfumato.parameterization import (
     unit_gaussian,
     zero_variance,
 )
-from sfumato.protocols import Denoiser, Solver
+from sfumato.protocols import Denoiser
 from sfumato.recipes.config import ProcessConfig, Recipe, SamplerConfig
-from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
+from sfumato.recipes.samplers import BETWEEN, Process
 
 _BETAS = {
     "linear": linear_betas,
@@ -104,8 +101,11 @@ def network_of(
     return network.to(device)
 
 
-def adapt(recipe: Recipe, network: nn.Module) -> Adapted:
-    """Adapt the network to a denoiser; the recipe's sigma_data must be known."""
+def adapt(recipe: Recipe, network: nn.Module, *, interpolate: bool = False) -> Adapted:
+    """Adapt the network to a denoiser; the recipe's sigma_data must be known.
+
+    `interpolate` lets a network on a ladder be asked between its levels.
+    """
     config = recipe.process
     var = unit_gaussian if recipe.variance == "unit-gaussian" else zero_variance
     process = process_of(config)
@@ -117,35 +117,16 @@ def adapt(recipe: Recipe, network: nn.Module) -> Adapted:
         )
     match recipe.predicts:
         case "noise":
-            return predicts_noise(network, process, var)
+            return predicts_noise(network, process, var, interpolate=interpolate)
         case "x0":
-            return predicts_x0(network, process, var)
+            return predicts_x0(network, process, var, interpolate=interpolate)
         case "v":
-            return predicts_v(network, process, var)
+            return predicts_v(network, process, var, interpolate=interpolate)
         case "score":
-            return predicts_score(network, process, var, divided=True)
+            return predicts_score(network, process, var, divided=True, interpolate=interpolate)
         case _:
             assert isinstance(process, NoiseLevels)
             return predicts_mean(network, process, var)
-
-
-def solver_of(config: SamplerConfig) -> Solver[Any]:
-    """Return the solver, wrapped in churn where asked."""
-    solver: Solver[Any]
-    match config.solver:
-        case "heun":
-            solver = Heun(config.alpha)
-        case "euler":
-            solver = Euler()
-        case "ddim":
-            solver = DDIM(config.eta)
-        case "ancestral":
-            solver = Ancestral()
-    if config.churn:
-        solver = Churn(
-            solver, config.churn, config.churn_low, config.churn_high, config.churn_noise
-        )
-    return solver
 
 
 def grid_of(config: SamplerConfig, denoise: Denoiser) -> Tensor:
@@ -156,10 +137,12 @@ def grid_of(config: SamplerConfig, denoise: Denoiser) -> Tensor:
     """
     limits = denoise.range
     low, high = _bounds(config, limits)
-    if limits.levels is not None and config.solver == "heun" and config.alpha != 1:
+    between = config.solver in BETWEEN or (config.solver == "heun" and config.alpha != 1)
+    if limits.levels is not None and between:
+        named = f"heun with alpha {config.alpha:g}" if config.solver == "heun" else config.solver
         raise ConfigError(
-            f"heun with alpha {config.alpha:g} asks between the levels, and this model knows only "
-            "a ladder's: use alpha 1, euler, ddim or ancestral"
+            f"{named} asks between the levels of the grid, and this model knows only a "
+            "ladder's: add --interpolate, or use heun with alpha 1, multistep, ddim or ancestral"
         )
     if config.grid in ("uniform", "quadratic", "all"):
         if limits.levels is None:

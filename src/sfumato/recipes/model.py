@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from sfumato.errors import ConfigError
 from sfumato.guidance import guide
 from sfumato.networks.base import Network
 from sfumato.parameterization import Adapted
-from sfumato.protocols import Denoiser
+from sfumato.protocols import Denoiser, Solver
 from sfumato.randomness import derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe, SamplerConfig
+from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import from_toml
 from sfumato.sampling import generate
 from sfumato.training.checkpoint import DESCRIPTION, load_checkpoint, load_weights
@@ -54,6 +56,14 @@ class Model:
     def denoiser(self) -> Adapted:
         """The network as a denoiser of images in [-1, 1]; classes unbound."""
         return build.adapt(self.recipe, self.network)
+
+    def solver(self, sampler: SamplerConfig) -> Solver[Any]:
+        """Return the solver a sampler names, for the process this model was trained on."""
+        lowest = float(self.grid(sampler)[-2])
+        return solver_of(sampler, build.process_of(self.recipe.process), lowest)
+
+    def _asked_by(self, config: SamplerConfig) -> Adapted:
+        return build.adapt(self.recipe, self.network, interpolate=config.interpolate)
 
     def with_precision(self, name: str) -> Model:
         """Return the model with its body in "float32" or "bfloat16"; "auto" keeps what it has."""
@@ -97,7 +107,8 @@ class Model:
 
         On a ladder, levels that fall together count once. ConfigError for what cannot be walked.
         """
-        return build.grid_of(sampler or self.recipe.sampler, self.denoiser)
+        config = sampler or self.recipe.sampler
+        return build.grid_of(config, self._asked_by(config))
 
     def samples(
         self,
@@ -133,7 +144,7 @@ class Model:
     def _drawn(
         self, seeds: Sequence[int], label: str | None, config: SamplerConfig, grid: Tensor
     ) -> Iterator[Tensor]:
-        solver = build.solver_of(config)
+        solver = self.solver(config)
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
             bound = self.bound(part, label, sampler=config, batch=config.batch)
@@ -175,21 +186,21 @@ class Model:
         """
         labels = self.labels_for(seeds, label)
         config = sampler or self.recipe.sampler
-        guidance = config.guidance
+        denoise, guidance = self._asked_by(config), config.guidance
         if guidance != 1 and (labels is None or not self.recipe.network.label_dropout):
             raise ConfigError(
                 f"guidance {guidance:g} needs a model that also knows images without their class: "
                 "train with --classes --network.label-dropout 0.1"
             )
         if labels is None:
-            return self.denoiser
+            return denoise
         missing = (batch or len(seeds)) - len(seeds)
         padded = torch.cat([labels, labels[-1:].expand(missing, -1)])
-        given = self.denoiser.given(class_labels=padded.to(self.device))
+        given = denoise.given(class_labels=padded.to(self.device))
         if guidance == 1:
             return given
         low, high = config.guidance_low, config.guidance_high
-        return guide(given, self.denoiser, guidance, low=low, high=high)
+        return guide(given, denoise, guidance, low=low, high=high)
 
 
 def class_index(classes: Sequence[str], name: str) -> int:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sfumato.data.pixels import to_model
 from sfumato.randomness import noise_for
 from sfumato.recipes import measuring, run_log
-from sfumato.recipes.build import grid_of, sampler_denoiser, solver_of
+from sfumato.recipes.build import grid_of, sampler_denoiser
 from sfumato.recipes.commands import sample_command, train_command
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
@@ -140,7 +140,8 @@ def _trajectory(model: Model) -> list[Tensor]:
     noise = noise_for(_SEED, len(seeds))
     x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)
     states = [x / (1 + float(grid[0]) ** 2) ** 0.5]
-    steps = sample(sampler_denoiser(config, denoise), solver_of(config), grid, x, noise)
+    denoise = sampler_denoiser(config, denoise)
+    steps = sample(denoise, model.solver(config), grid, x, noise)
     states.extend(step.x / (1 + step.sigma_next**2) ** 0.5 for step in steps)
     return [state.cpu() for state in states]
 

@@ -15,6 +15,9 @@ VERBS = {
     "train": "train a model on your images",
     "sample": "draw new images from a trained model",
     "evaluate": "measure how good the images of a run, or of a folder, are",
+    "compare": "measure several samplers on one run, at equal network calls",
+    "invert": "find the latents of images, and measure the way back",
+    "interpolate": "draw what lies between images, or seeds",
     "info": "say what a run, checkpoint or set of images is",
     "demo": "train on real images and write a report, in minutes",
 }
@@ -72,7 +75,7 @@ def _overview() -> str:
         "",
         _USAGE,
         "",
-        *(f"  {verb:<10} {what}" for verb, what in VERBS.items()),
+        *(f"  {verb:<11} {what}" for verb, what in VERBS.items()),
         "",
         "A first run:",
         "  sfumato demo",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,11 @@ from sfumato.cli.parse import duration, free_folder, parse
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.config import SamplerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.recipes.model import Model
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class SampleOptions:
         default_factory=SamplerOptions
     )
     """Sampler."""
+    progressive: bool = False
+    """Also write progressive.png: predictions of x0 along the way, for the first 8 images."""
+    share_latent: float | None = None
+    """Also write share-latent.png: up to 16 completions of one x at this sigma (DDPM Figure 7)."""
     weights: Literal["ema", "network"] = "ema"
     """The moving average of the weights, or the raw ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -52,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.model import load
     from sfumato.recipes.samples import SampleWriter, refuse_used
+    from sfumato.report.grid import image_grid, save_png
 
     if options.out:
         refuse_used(options.out)
@@ -61,6 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"note: {note}")
     model = model.with_precision(options.precision)
     sampler = options.sampler.over(model.recipe.sampler)
+    shared = _completed(options, model, sampler)
     folder = options.out or free_folder(_default_folder(options, model.path))
     steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)
     print(f"sampling {options.n} images with {sampler.solver}, {steps}, from {model.path}")
@@ -77,8 +88,36 @@ def run(arguments: Sequence[str]) -> int:
             bar.update(len(images))
     grid = writer.close(time.perf_counter() - start)
     print(f"{options.n} images in {duration(time.perf_counter() - start)}; a grid of them: {grid}")
+    if shared is not None:
+        save_png(image_grid(shared), folder / "share-latent.png")
+        print(f"completions: {folder / 'share-latent.png'}")
+    if options.progressive:
+        _progress(options, model, sampler, folder / "progressive.png")
     print(f"images: {folder}")
     return 0
+
+
+def _completed(options: SampleOptions, model: Model, sampler: SamplerConfig) -> Tensor | None:
+    """Completions of one latent, if asked for; before all else, since it may be refused."""
+    if options.share_latent is None:
+        return None
+    from sfumato.recipes.latents import Flow, completions
+
+    flow = Flow(model, sampler, options.class_)
+    done, sigma = completions(flow, options.seed, options.share_latent, min(options.n, 16))
+    print(f"{len(done)} completions share their x at sigma {sigma:.4g}")
+    return done
+
+
+def _progress(options: SampleOptions, model: Model, sampler: SamplerConfig, path: Path) -> None:
+    from sfumato.recipes.latent_files import write_progress
+    from sfumato.recipes.latents import Flow, progressive
+
+    seeds = range(options.seed, options.seed + min(options.n, 8))
+    progress = progressive(Flow(model, sampler, options.class_), seeds)
+    write_progress(path, progress)
+    levels = ", ".join(f"{sigma:.3g}" for sigma in progress.sigmas)
+    print(f"predictions at sigma {levels}: {path}")
 
 
 def _steps_in_words(sampler: SamplerConfig, walked: int) -> str:

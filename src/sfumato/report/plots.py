@@ -60,6 +60,28 @@ def quality_curve(images: ArrayLike, distance: ArrayLike) -> bytes:
     return _svg(figure)
 
 
+def quality_by_calls(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
+    """SVG of the Fréchet distance of each named sampler against network calls, both logarithmic."""
+    figure, axes = _new_figure(6.4, 4.0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    colours = (BLUE, ORANGE, GREEN, SKY, PINK, INK, SOFT)
+    markers = "os^Dv<>"
+    for index, (name, points) in enumerate(series.items()):
+        calls, values = zip(*sorted(points), strict=True)
+        colour, marker = colours[index % 7], markers[index // 7 % 7]
+        axes.plot(
+            calls, values, linewidth=1.8, markersize=4.5, label=name, color=colour, marker=marker
+        )
+    every = sorted({calls for points in series.values() for calls, _ in points})
+    axes.set_xticks(every, [str(calls) for calls in every])
+    axes.minorticks_off()
+    axes.set_xlabel("network calls per image")
+    axes.set_ylabel("Fréchet distance")
+    _legend(axes)
+    return _svg(figure)
+
+
 def level_loss(sigma: ArrayLike, loss: ArrayLike, density: ArrayLike | None = None) -> bytes:
     """SVG of the loss [n] per noise level sigma [n] (data units, logarithmic axis).
 

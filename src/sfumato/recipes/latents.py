@@ -1,0 +1,304 @@
+"""A model's latents: its images inverted, decoded and mixed by the sampler of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+from sfumato.latents import (
+    RoundTrip,
+    interpolate_diffused,
+    invert,
+    invert_exactly,
+    reconstruct,
+    round_trip,
+    share_latent,
+)
+from sfumato.noise import F64, NoiseRange
+from sfumato.protocols import Denoiser
+from sfumato.randomness import Noise, derive_seed
+from sfumato.recipes import build
+from sfumato.recipes.config import SamplerConfig
+from sfumato.recipes.model import Model
+from sfumato.recipes.samplers import solver_of
+from sfumato.sampling import sample, start_from_prior
+
+_INVERTIBLE = 32
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """The round trip of some images with `steps` steps: means over images and dimensions.
+
+    `mse` is DDIM Table 2's, on [0, 1], from the first level to the last and back; `rmse` is its
+    per-dimension root on [-1, 1]; `image_mse` and `image_rmse` are after the step to 0.
+    """
+
+    steps: int
+    mse: float
+    rmse: float
+    image_mse: float
+    image_rmse: float
+    images: int
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A model with the sampler and class (None: none, or the unconditional branch) it walks by."""
+
+    model: Model
+    sampler: SamplerConfig
+    label: str | None = None
+
+    @property
+    def down(self) -> Tensor:
+        """The sampler's levels, from the highest to 0."""
+        return self.model.grid(self.sampler)
+
+    @property
+    def up(self) -> Tensor:
+        """The same without 0, from the first level to the last."""
+        grid = self.down[:-1].flip(0)
+        if len(grid) < 2:
+            raise ConfigError(
+                f"with {len(grid)} step there is no way between a first and a last level: "
+                "take --steps 2 or more"
+            )
+        return grid
+
+    def check_invertible(self) -> None:
+        """Raise ConfigError for a sampler that draws noise on the way."""
+        if not self.model.solver(self.sampler).invertible:
+            extra = " with churn" if self.sampler.churn else ""
+            extra += " with restarts" if self.sampler.restarts else ""
+            extra += f" with eta {self.sampler.eta:g}" if self.sampler.eta else ""
+            raise ConfigError(
+                f"{self.sampler.solver}{extra} draws fresh noise on the way, so that no latent "
+                "determines an image: use a deterministic one, such as --solver ddim (eta 0) or "
+                "--solver heun"
+            )
+
+    def denoiser(self, count: int) -> Denoiser:
+        """Return the denoiser for `count` images, of the class if there is one.
+
+        Raises ConfigError where the model needs a class that was not given.
+        """
+        model, sampler = self.model, self.sampler
+        if self.label is not None or not model.classes:
+            bound = model.bound(range(count), self.label, sampler=sampler)
+        else:
+            if not model.recipe.network.label_dropout:
+                raise ConfigError(
+                    "this model knows images by their class only (it was trained without label "
+                    f"dropout): name it with --class, one of {', '.join(model.classes)}"
+                )
+            if sampler.guidance != 1:
+                raise ConfigError("guidance wants a class: name it with --class")
+            bound = self._plain
+        return build.sampler_denoiser(sampler, bound)
+
+    @property
+    def limits(self) -> NoiseRange:
+        """The noise levels the network may be asked at."""
+        return self._plain.range
+
+    @property
+    def _plain(self) -> Denoiser:
+        model = self.model
+        return build.adapt(model.recipe, model.network, interpolate=self.sampler.interpolate)
+
+    def seeded(self, seeds: Sequence[int]) -> Tensor:
+        """Return the latents [n, C, H, W] from which `sample` draws these seeds."""
+        shape = self.model.format.shape
+        return start_from_prior(self._plain, self.down[0], shape, Noise(tuple(seeds)))
+
+    def invert(self, x: Tensor, *, exactly: bool = False) -> Tensor:
+        """Return latents [n, C, H, W] of images in [-1, 1], at the sampler's highest level.
+
+        `exactly` solves each step by a fixed-point iteration. Raises ConfigError for a sampler
+        that cannot do it.
+        """
+        self.check_invertible()
+        return self._in_batches(x, lambda part: self._inverted(part, exactly))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images [n, C, H, W] that latents lead to: those of `sample`."""
+        self.check_invertible()
+        solver, grid = self.model.solver(self.sampler), self.down
+        return self._in_batches(
+            latents, lambda part: reconstruct(self.denoiser(len(part)), part, solver, grid)
+        )
+
+    def round_trip(self, x: Tensor, *, exactly: bool = False) -> RoundTrip:
+        """Invert images and reconstruct them, with the error of each.
+
+        Raises ConfigError as `invert` does.
+        """
+        self.check_invertible()
+        solver, up = self.model.solver(self.sampler), self.up
+        trips: list[RoundTrip] = []
+        for part in x.split(self.sampler.batch):
+            part = part.to(self.model.device)
+            latent = self._inverted(part, exactly)
+            trips.append(round_trip(self.denoiser(len(part)), part, latent, solver, up))
+
+        def joined(of: Callable[[RoundTrip], Tensor]) -> Tensor:
+            return torch.cat([of(trip) for trip in trips]).cpu()
+
+        return RoundTrip(
+            joined(lambda trip: trip.latent),
+            joined(lambda trip: trip.returned),
+            joined(lambda trip: trip.image),
+            joined(lambda trip: trip.error),
+            joined(lambda trip: trip.image_error),
+        )
+
+    def _inverted(self, x: Tensor, exactly: bool) -> Tensor:
+        denoise, solver = self.denoiser(len(x)), self.model.solver(self.sampler)
+        if not exactly:
+            return invert(denoise, x, solver, self.up)
+        try:
+            return invert_exactly(denoise, x, solver, self.up).latent
+        except ValueError as error:
+            raise ConfigError(
+                f"--fixed-point does not work with {self.sampler.solver}: {error}; "
+                "choose --solver ddim, euler or heun"
+            ) from error
+
+    def _in_batches(self, x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+        parts = x.split(self.sampler.batch)
+        return torch.cat([work(part.to(self.model.device)).cpu() for part in parts])
+
+
+def table(
+    flow: Flow, x: Tensor, steps: Sequence[int], *, exactly: bool = False
+) -> Iterator[TableRow]:
+    """Yield the round trip's error for each number of steps (DDIM Table 2), as it is measured.
+
+    Raises ConfigError, before the first, for a sampler that cannot invert or steps it cannot take.
+    """
+    grid = "uniform" if flow.sampler.grid == "all" else flow.sampler.grid
+    flows = [replace(flow, sampler=replace(flow.sampler, grid=grid, steps=n)) for n in steps]
+    for one in flows:
+        one.check_invertible()
+        assert len(one.up)
+    for one in flows:
+        trip = one.round_trip(x, exactly=exactly)
+        mse, image_mse = mean_square(trip.error), mean_square(trip.image_error)
+        yield TableRow(len(one.down) - 1, mse / 4, mse**0.5, image_mse / 4, image_mse**0.5, len(x))
+
+
+def mean_square(error: Tensor) -> float:
+    """Mean over images of the squared RMSE [n]."""
+    return float(error.square().mean())
+
+
+def deterministic(own: SamplerConfig) -> SamplerConfig:
+    """Return a run's own sampler without its noise: DDIM with eta 0 in place of a stochastic one.
+
+    That is what inverting starts from where no solver is asked for.
+    """
+    plain = replace(own, churn=0.0, restarts=0)
+    if solver_of(replace(plain, eta=0.0)).invertible:
+        return replace(plain, eta=0.0)
+    return replace(plain, solver="ddim", eta=0.0, points=0)
+
+
+def fine_enough(own: SamplerConfig, ladder: Tensor | None) -> SamplerConfig:
+    """Return a sampler with steps fine enough to have an inverse, and of a ladder not all levels.
+
+    Fashion-MNIST networks were seen to have one at 25 steps of Heun, not always at 10.
+    """
+    if own.grid == "all" and ladder is not None:
+        return replace(own, grid="uniform", steps=min(100, len(ladder)))
+    steps = max(own.steps, _INVERTIBLE)
+    return replace(own, steps=steps if ladder is None else min(steps, len(ladder)))
+
+
+def levels_from(flow: Flow, sigma: float) -> Tensor:
+    """Return the sampler's levels from sigma (on a ladder: its nearest level) down to 0.
+
+    Raises ConfigError for a sigma outside the trained range.
+    """
+    limits, grid = flow.limits, flow.down
+    if not limits.low <= sigma <= limits.high * (1 + 1e-6):
+        raise ConfigError(
+            f"a level is a sigma the model knows, {limits.low:.6g} to {limits.high:.6g}, "
+            f"not {sigma:g}"
+        )
+    first = limits.snap(torch.tensor([min(sigma, limits.high)], dtype=F64))
+    return torch.cat([first, grid[grid < float(first) * (1 - 1e-9)]])
+
+
+def mixed(
+    flow: Flow, a: Tensor, b: Tensor, sigma: float, weights: Sequence[float], seed: int
+) -> Tensor:
+    """Return images [W, C, H, W] between two [C, H, W], mixed at a level (DDPM Figure 8)."""
+    device = flow.model.device
+    return interpolate_diffused(
+        flow.denoiser(len(weights)), flow.model.solver(flow.sampler), levels_from(flow, sigma),
+        a.to(device), b.to(device), weights, Noise((seed,)),
+    ).cpu()  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """Predictions of x0 [n, K, C, H, W] on the way down, made at these K levels."""
+
+    x0: Tensor
+    sigmas: tuple[float, ...]
+
+
+def progressive(flow: Flow, seeds: Sequence[int], columns: int = 10) -> Progress:
+    """Return what the network predicts along the way to these seeds' images (DDPM Figure 6).
+
+    At most `columns` steps, evenly spread, the last being the image.
+    """
+    count = len(flow.down) - 1
+    shown = {round(i * (count - 1) / max(1, columns - 1)) for i in range(columns)}
+    noise, start = Noise(tuple(seeds)), flow.seeded(seeds).to(flow.model.device)
+    denoise = flow.model.bound(seeds, flow.label, sampler=flow.sampler)
+    denoise = build.sampler_denoiser(flow.sampler, denoise)
+    predictions: list[Tensor] = []
+    sigmas: list[float] = []
+    for step in sample(denoise, flow.model.solver(flow.sampler), flow.down, start, noise):
+        if step.index in shown:
+            last = step.index == count - 1
+            predictions.append((step.x if last else step.x0).cpu())
+            sigmas.append(0.0 if last else step.sigma)
+    return Progress(torch.stack(predictions, 1), tuple(sigmas))
+
+
+def completions(flow: Flow, seed: int, sigma: float, count: int) -> tuple[Tensor, float]:
+    """Return images [n, C, H, W] that share their x at a level, and that level (DDPM Figure 7).
+
+    The sampler draws seed's image down to the grid's level nearest to sigma, and from there on
+    each completion has noise of its own. Raises ConfigError for a deterministic sampler, which
+    has one completion only, and for a level outside the grid.
+    """
+    solver, grid = flow.model.solver(flow.sampler), flow.down
+    if solver.invertible:
+        raise ConfigError(
+            f"{flow.sampler.solver} draws no noise, so it completes a shared latent in one way "
+            "only: add --solver ancestral, or --solver ddim --eta 1"
+        )
+    inner = grid[:-1]
+    if not float(inner[-1]) / 1.01 <= sigma <= float(inner[0]) * 1.01:
+        raise ConfigError(
+            f"--share-latent takes a sigma on the way, {float(inner[-1]):.4g} to "
+            f"{float(inner[0]):.4g}, not {sigma:g}"
+        )
+    drawn = flow.model.classes_for([seed], flow.label)
+    flow = replace(flow, label=flow.model.classes[drawn[0]] if drawn else None)
+    place = int((inner.log() - torch.tensor(sigma, dtype=F64).log()).abs().argmin())
+    x = flow.seeded([seed]).to(flow.model.device)
+    if place:
+        for step in sample(flow.denoiser(1), solver, grid[: place + 1], x, Noise((seed,))):
+            x = step.x
+    seeds = tuple(derive_seed(seed, "completion", i) for i in range(count))
+    done = share_latent(flow.denoiser(count), solver, grid[place:], x[0], Noise(seeds))
+    return done.cpu(), float(grid[place])

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch import nn
 
-from recipe_helpers import array_file, open_run, pixels, small
+from evaluation_helpers import pair, pooled_features, rows_of, trained
+from recipe_helpers import pixels
 from sfumato.cli import main
 from sfumato.data.arrays import InMemory
 from sfumato.data.pixels import to_model
 from sfumato.errors import ConfigError, DataError
+from sfumato.metrics.thinning import spread
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.explain import Truncated
@@ -35,27 +36,14 @@ from sfumato.recipes.run_config import DataConfig
 Capture = pytest.CaptureFixture[str]
 
 
-class Pooled(nn.Module):
-    """2 x 2 means of every channel."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
-
-
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("features") / "pooled.pt"
-    torch.jit.script(Pooled()).save(str(path))
-    return path
+    return pooled_features(tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    made = open_run(folder / "run", array_file(folder), small(steps=4))
-    for _ in made.steps():
-        pass
-    return folder / "run"
+    return trained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -66,15 +54,6 @@ def model(run: Path) -> Model:
 def stored(count: int = 40, seed: int = 0, shape: tuple[int, int, int] = (3, 8, 8)) -> sets.Stored:
     raw = pixels(shape, count=count, seed=seed)
     return sets.Stored(InMemory(raw, None, layout="NHWC", source=f"s{seed}"), f"s{seed}")
-
-
-def pair(folder: Path, count: int = 60, shape: tuple[int, int, int] = (3, 8, 8)) -> list[str]:
-    paths = []
-    for seed, name in enumerate(("a", "b")):
-        (folder / name).mkdir(parents=True)
-        np.save(folder / name / "images.npy", pixels(shape, count=count, seed=seed))
-        paths.append(str(folder / name / "images.npy"))
-    return paths
 
 
 def frechet_by_definition(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
@@ -89,10 +68,6 @@ def pooled(path: str, channels: slice = slice(0, 3)) -> np.ndarray[Any, Any]:
     n, c, h, w = raw.shape
     means = raw.reshape(n, c, 2, h // 2, 2, w // 2).mean((3, 5))
     return (means / 127.5 - 1).reshape(n, -1)
-
-
-def rows_of(outcome: Any) -> dict[str, float]:
-    return {row.metric: row.value for row in outcome.evaluation.rows}
 
 
 def test_the_frechet_distance_is_that_of_its_definition(tmp_path: Path, features: Path) -> None:
@@ -128,6 +103,9 @@ def test_each_band_is_measured_as_grey_and_their_mean_is_given(
     for band, value in enumerate(each):
         assert rows[f"fd-band-{band + 1}"] == pytest.approx(value, rel=1e-4)
     assert rows["fd"] == pytest.approx(np.mean(each), rel=1e-4)
+    mean, first = done[0].evaluation.rows[:2]
+    assert "each of 4 bands by itself" in mean.features
+    assert "band 1 of 4 by itself" in first.features
 
 
 def test_chunks_join_to_the_whole_and_thinning_is_even(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +114,8 @@ def test_chunks_join_to_the_whole_and_thinning_is_even(monkeypatch: pytest.Monke
     whole = to_model(pixels((3, 8, 8), count=40).transpose(0, 3, 1, 2), images.format)
     joined = torch.cat([sets.pixels(images, i) for i in range(sets.chunk_count(images))])
     assert torch.equal(joined, whole)
-    assert torch.equal(sets.all_pixels(images, 10), whole[::4])
+    thinned = sets.all_pixels(images, 10)
+    assert torch.equal(thinned, whole[torch.as_tensor(spread(40, 10))])
     assert torch.equal(sets.all_pixels(images, 99), whole)
 
 
@@ -181,7 +160,7 @@ def test_another_sampler_seed_or_checkpoint_is_another_set(tmp_path: Path, model
 
 
 def test_truncation_takes_the_level_below(tmp_path: Path, model: Model) -> None:
-    drawn = sets.Drawn(model, 6, Cache(tmp_path), unrounded=True)
+    drawn = sets.Drawn(model, 6, Cache(tmp_path))
     exact = (drawn.before_rounding(0).double().clamp(-1, 1) + 1) * 127.5
     cut = Truncated(drawn).chunk(0)
     assert (cut <= exact.numpy()).all()
@@ -193,9 +172,7 @@ def test_truncation_takes_the_level_below(tmp_path: Path, model: Model) -> None:
 def test_a_run_is_evaluated_and_the_second_time_nothing_is_drawn(
     tmp_path: Path, run: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(
-        ("fd", "kid", "pr", "swd"), n=12, features=str(features), explain=True
-    )
+    settings = Settings(("fd", "kid", "pr", "swd"), n=12, features=str(features), explain=True)
     places = Places(tmp_path / "out")
     first = carry_out(of_run(str(run), settings, places), str)
     assert first is not None
@@ -263,7 +240,8 @@ def test_reference_statistics_take_the_place_of_images(
 def test_launched_by_torchrun_the_numbers_are_the_same(
     tmp_path: Path, run: Path, features: Path
 ) -> None:
-    command = ["evaluate", str(run), "-n", "12", "--features", str(features)]
+    # Five pieces to draw and two chunks of features: each process gets a share of both.
+    command = ["evaluate", str(run), "-n", "300", "--batch", "64", "--features", str(features)]
     command += ["--metrics", "fd", "kid", "--threads", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     results = []
@@ -279,7 +257,7 @@ def test_launched_by_torchrun_the_numbers_are_the_same(
     ):
         out = tmp_path / name
         finished = subprocess.run(
-            [*launcher, *command, "--out", str(out)],
+            [*launcher, *command, "--out", str(out), "--save-stats", str(out / "real.npz")],
             env=environment,
             capture_output=True,
             text=True,
@@ -289,6 +267,7 @@ def test_launched_by_torchrun_the_numbers_are_the_same(
         (file,) = out.glob("*.json")
         results.append({r["metric"]: r["value"] for r in json.loads(file.read_text())["rows"]})
         assert finished.stdout.count("JSON:") == 1
+        assert (out / "real.npz").is_file()
     assert results[0] == pytest.approx(results[1], rel=1e-9)
 
 

@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from recipe_helpers import array_file, open_run, pixels, small
+from recipe_helpers import array_file, break_losses, open_run, pixels, small
 from sfumato.cli import main
 from sfumato.errors import ConfigError
 from sfumato.recipes.model import load
@@ -95,6 +95,65 @@ def test_a_resumed_run_knows_its_best(
         pass
     assert [path.name for path in checkpoints(folder)] == ["00000002", "00000007"]
     assert [line["frechet"] for line in measured(folder)] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "snapshot_steps", "distances", "kept"),
+    [
+        # Steps 2, 4, 6 are measured, then back from 8 to 4, then 6 and 8: 4 is the best.
+        ({7, 8}, 4, [5.0, 1.0, 0.5, 2.0, 3.0], ["00000004", "00000009"]),
+        # 2 and 4, back from 6 to 3, then 4, 6, 8: the checkpoint of 2 went when 4 was better.
+        ({5, 6}, 3, [1.0, 0.5, 2.0, 1.5, 4.0], ["00000006", "00000009"]),
+    ],
+)
+def test_what_a_rollback_abandons_is_not_the_best(
+    tmp_path: Path,
+    features: str,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: set[int],
+    snapshot_steps: int,
+    distances: list[float],
+    kept: list[str],
+) -> None:
+    values = iter(distances)
+    monkeypatch.setattr(
+        "sfumato.recipes.evaluation.during.frechet_distance", lambda a, b: next(values)
+    )
+    options: dict[str, Any] = {
+        "eval_every": 2, "eval_n": 4, "eval_features": features, "keep": 1, "save_every": 100
+    }  # fmt: skip
+    folder = tmp_path / "run"
+    run = open_run(folder, array_file(tmp_path / "data"), small(steps=9), **options)
+    break_losses(run, broken, patience=2, snapshot_steps=snapshot_steps)
+    for record in run.steps():
+        if record.rolled_back:
+            assert measured(folder)[-1]["step"] <= record.step == snapshot_steps
+    assert [path.name for path in checkpoints(folder)] == kept
+    assert next(values, None) is None
+
+
+def test_a_step_that_left_the_weights_alone_is_not_measured(tmp_path: Path, features: str) -> None:
+    run = open_run(
+        tmp_path / "run", array_file(tmp_path / "data"), small(steps=6),
+        eval_every=2, eval_n=4, eval_features=features,
+    )  # fmt: skip
+    break_losses(run, {4})
+    assert [record.step for record in run.steps() if record.skipped] == [4]
+    assert [line["step"] for line in measured(tmp_path / "run")] == [2, 6]
+
+
+def test_the_extractor_goes_where_the_model_is(
+    tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[torch.device] = []
+
+    def watched(extractor: Any, device: torch.device) -> Any:
+        moved.append(device)
+        return extractor
+
+    monkeypatch.setattr("sfumato.recipes.evaluation.during.on_device", watched)
+    trained(tmp_path, eval_every=3, eval_n=4, eval_features=features)
+    assert moved == [torch.device("cpu")]
 
 
 def test_measuring_does_not_disturb_training(tmp_path: Path, features: str) -> None:

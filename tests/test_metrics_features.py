@@ -194,5 +194,26 @@ def test_memorisation_is_seen_and_its_absence_too():
     assert honest.ratio == pytest.approx(1, abs=0.1)
     copies = memorisation_test(training[::4] + 0.01, training, held_out)
     assert copies.closer_share == 1
-    assert copies.ratio < 0.1
     assert copies.indices.tolist() == list(range(0, 400, 4))
+    assert memorisation_test(held_out, held_out, training[:100]).ratio < 0.1
+    # Half of them copied, the others drawn anew.
+    some = torch.cat([training[:150] + 0.01, uniform(150, 1, 3, 3, seed=3)])
+    shown = memorisation_test(some, training, held_out)
+    assert shown.closer_share > 0.5 + 3 * shown.closer_share_error
+
+
+@pytest.mark.parametrize("sizes", [(400, 400), (400, 50), (50, 400)])
+def test_memorisation_error_is_its_scatter_over_samples_and_reference_sets(sizes):
+    found = []
+    for seed in range(0, 120, 3):
+        sets = [
+            torch.randn(n, 20, generator=torch.Generator().manual_seed(seed + k))
+            for k, n in enumerate((600, *sizes))
+        ]
+        found.append(memorisation_test(*sets))
+    shares = np.array([one.closer_share for one in found])
+    stated = np.sqrt(np.mean([one.closer_share_error**2 for one in found]))
+    assert abs(shares.mean() - 0.5) < 4 * shares.std() / len(found) ** 0.5
+    # 40 draws know a standard deviation to 11 %. Without the reference sets' part, it would be
+    # half of what it is for (400, 50).
+    assert 0.75 < stated / shares.std(ddof=1) < 1.7

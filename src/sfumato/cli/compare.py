@@ -34,7 +34,7 @@ class CompareOptions:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
     """Images to draw with each."""
     reference_n: int = 10_000
-    """Real images to compare with, evenly spread; 0: all."""
+    """Real images to compare with, a fixed random pick; 0: all."""
     features: str = "efficientnet"
     """What looks at them; as in sfumato evaluate."""
     seed: int = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,15 +42,21 @@ class EvaluateOptions:
     )
     """Sampler."""
     classes: bool = False
-    """Read labels of A and B from their sub-folders (for --metrics classes)."""
+    """Read labels of real images (and of A) from sub-folders, for --metrics classes."""
     size: tuple[int, int] | None = None
-    """Height and width A and B are brought to."""
+    """Height and width images are brought to; a run's own if not given, as all that follows."""
+    fit: Literal["crop", "stretch", "strict"] | None = None
+    """How images of another size become that size."""
+    transparency: Literal["drop", "keep"] | None = None
+    """What happens to transparency in image files (--alpha is the sampler's)."""
     channels: int | None = None
-    """Channels expected of A and B."""
+    """Channels expected of the images."""
     value_range: tuple[float, float] | None = None
     """Raw values that mean black and white, for float arrays."""
-    weights: Literal["ema", "network"] = "ema"
-    """The moving average of the weights, or the raw ones."""
+    layout: Literal["NHWC", "NCHW"] | None = None
+    """Axis order of 4-D arrays where it cannot be told from the shape."""
+    weights: Literal["ema", "network"] | None = None
+    """The moving average of the weights (ema, if not given), or the raw ones."""
     out: Path | None = None
     """Folder of the results; RUN/evaluation, or evaluations/A-vs-B."""
     cache: Path | None = None
@@ -58,6 +65,19 @@ class EvaluateOptions:
     """cpu, cuda, or auto."""
     threads: int = 0
     """CPU threads; 0 is PyTorch's default."""
+
+    def opening(self, default: DataConfig) -> DataConfig:
+        """Return how images are opened, what was given in place of the default."""
+        given = {
+            "size": self.size,
+            "fit": self.fit,
+            "alpha": self.transparency,
+            "channels": self.channels,
+            "value_range": self.value_range,
+            "layout": self.layout,
+        }
+        changed = {name: value for name, value in given.items() if value is not None}
+        return replace(default, classes=default.classes or self.classes, **changed)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -72,14 +92,17 @@ def run(arguments: Sequence[str]) -> int:
     paths = options.paths
     if len(paths) not in (1, 2):
         raise ConfigError("give a run, or two sets of images: sfumato evaluate RUN --data TEST")
+    drawing = len(paths) == 1 and _is_run(paths[0])
+    if not drawing:
+        _check_stored(options, arguments)
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation import job
 
     set_threads(options.threads)
     places = job.Places(options.out, options.cache, options.stats, options.save_stats)
     device = pick_device(options.device)
-    asked = "--metrics" in arguments
-    if len(paths) == 1:
+    asked = _given(arguments, "--metrics")
+    if drawing:
         task = job.of_run(
             paths[0],
             options.settings,
@@ -88,20 +111,16 @@ def run(arguments: Sequence[str]) -> int:
             training=options.training,
             label=options.class_,
             sampler=options.sampler.over,
-            weights=options.weights,
+            opening=options.opening,
+            weights=options.weights or "ema",
             device=device,
             asked=asked,
         )
     else:
-        opening = DataConfig(
-            classes=options.classes,
-            size=options.size,
-            channels=options.channels,
-            value_range=options.value_range,
-        )
         task = job.of_sets(
-            paths[0], paths[1], opening, options.settings, places, training=options.training,
-            device=device, asked=asked,
+            paths[0], paths[1] if len(paths) == 2 else "", options.opening(DataConfig()),
+            options.settings, places,
+            training=options.training, device=device, asked=asked,
         )  # fmt: skip
     finished = job.carry_out(task, print)
     if finished is None:
@@ -112,4 +131,46 @@ def run(arguments: Sequence[str]) -> int:
     print(f"\nevaluated in {duration(outcome.seconds)}")
     for name, path in written.items():
         print(f"{name}: {path}")
+    if outcome.evaluation.failed:
+        reasons = "; ".join(outcome.evaluation.left_out)
+        print(f"sfumato evaluate: not all metrics could be had: {reasons}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _is_run(path: str) -> bool:
+    folder = Path(path)
+    names = ("config.toml", "checkpoint.toml", "checkpoints")
+    return not folder.exists() or any((folder / name).exists() for name in names)
+
+
+def _check_stored(options: EvaluateOptions, arguments: Sequence[str]) -> None:
+    """ConfigError for options that only drawing from a run has a use for, or no second set."""
+    first = options.paths[0]
+    if len(options.paths) == 2 and Path(first).exists() and _is_run(first):
+        raise ConfigError(
+            f"{first} is a run, which is measured against --data: "
+            f"sfumato evaluate {first} --data {options.paths[1]}"
+        )
+    if len(options.paths) == 1 and options.stats is None:
+        raise ConfigError(
+            f"{first} is no run: if it is a set of images, say what to judge it by: "
+            f"sfumato evaluate {first} REFERENCE, or --stats FILE"
+        )
+    drawing = {
+        "-n": _given(arguments, "-n", "--n"),
+        "--data": bool(options.data),
+        "--class": options.class_ is not None,
+        "--weights": options.weights is not None,
+        "the sampler's options": options.sampler != SamplerOptions(),
+    }
+    useless = [name for name, given in drawing.items() if given]
+    if useless:
+        raise ConfigError(
+            f"two sets of images are measured as they are, without {', '.join(useless)}: "
+            "these are for a run (B is the reference; --training names training images)"
+        )
+
+
+def _given(arguments: Sequence[str], *names: str) -> bool:
+    return any(word.partition("=")[0] in names for word in arguments)

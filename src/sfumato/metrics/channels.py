@@ -5,12 +5,15 @@ An evaluation states the rule it used: `rule.describe(channels)`.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.errors import DataError
@@ -21,7 +24,8 @@ QUANTILE = 0.999
 Rows = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 _SAMPLE = 1 << 18
-"""Pixels kept for that quantile: at least this many of a larger set, every one of a smaller."""
+"""Pixels kept for that quantile: about this many or more of a larger set, all of a smaller."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class ToThree(Protocol):
@@ -109,8 +113,21 @@ class PcaToThree:
         """The rule in words."""
         return (
             f"{channels} channels projected on three principal components of the reference "
-            f"({100 * self.explained:.1f} % of its variance), divided by {self.scale:.4g}"
+            f"({100 * self.explained:.1f} % of its variance), divided by {self.scale:.4g}, "
+            f"projection {self.fingerprint}"
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a hash of the projection, rounded to 6 decimals.
+
+        Finer differences move no number, and come from the order of additions alone.
+        """
+        scale = torch.tensor([self.scale], dtype=torch.float64)
+        values = torch.cat([self.mean, self.components.flatten(), scale]).double().cpu().numpy()
+        # Adding 0 makes -0 into 0, which is another pattern of bits.
+        rounded = np.round(values, 6) + 0.0
+        return hashlib.blake2b(rounded.tobytes(), digest_size=8).hexdigest()
 
 
 def fit_pca(batches: Iterable[Tensor]) -> PcaToThree:
@@ -151,23 +168,35 @@ def fit_pca(batches: Iterable[Tensor]) -> PcaToThree:
 
 
 class _Thinned:
-    """Every k-th row of a stream, k doubling as it grows: the same rows for any batches."""
+    """A share of a stream's rows, halving as it grows: the same rows for any batches.
+
+    Row i is kept while the fraction of i * GOLDEN is below the share: every k-th pixel would be the
+    same few columns of every image.
+    """
 
     def __init__(self) -> None:
         self._kept: list[Rows] = []
-        self._seen, self._stride, self._held = 0, 1, 0
+        self._places: list[NDArray[np.float64]] = []
+        self._seen, self._share, self._held = 0, 1.0, 0
 
     def add(self, rows: Rows) -> None:
-        self._kept.append(rows[-self._seen % self._stride :: self._stride].copy())
-        self._held += len(self._kept[-1])
+        number = np.arange(self._seen, self._seen + len(rows), dtype=np.float64)
         self._seen += len(rows)
+        self._keep(rows, number * _GOLDEN % 1)
         while self._held > 2 * _SAMPLE:
-            self._kept = [self.rows()[::2].copy()]
-            self._held = len(self._kept[0])
-            self._stride *= 2
+            rows, places = self.rows(), np.concatenate(self._places)
+            self._kept, self._places, self._held = [], [], 0
+            self._share /= 2
+            self._keep(rows, places)
 
     def rows(self) -> Rows:
         return np.concatenate(self._kept)
+
+    def _keep(self, rows: Rows, places: NDArray[np.float64]) -> None:
+        chosen = places < self._share
+        self._kept.append(rows[chosen])
+        self._places.append(places[chosen])
+        self._held += len(self._kept[-1])
 
 
 def _pixels(batch: Tensor, channels: int | None) -> Rows:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import DataError
+from sfumato.metrics.thinning import dealt
 
 
 class _Network(nn.Module):
@@ -69,7 +70,19 @@ class Classifier:
         """What it is, for the reader of a number."""
         return (
             f"small CNN trained on these {len(self.classes)} classes, "
-            f"{self.size[0]}x{self.size[1]} px, 128-d pooled"
+            f"{self.size[0]}x{self.size[1]} px, 128-d pooled, right on "
+            f"{100 * self.accuracy:.1f} % of {self.held_out:,} held-out images"
+        )
+
+    @property
+    def caution(self) -> str | None:
+        """Why not to trust it: hardly better than guessing; else None."""
+        chance = 1 / len(self.classes)
+        if self.accuracy >= min(2 * chance, (1 + chance) / 2):
+            return None
+        return (
+            f"the classifier is right on only {100 * self.accuracy:.1f} % of held-out images, and "
+            f"guessing is on {100 * chance:.1f} %: it says little about these images"
         )
 
     @property
@@ -129,13 +142,13 @@ def train_classifier(
 ) -> Classifier:
     """Train on images [n, C, H, W] (uint8, uint16, or float in [-1, 1]) with labels [n].
 
-    `held_out` (images, labels) measures the accuracy; without it every fifth image is kept back.
+    `held_out` (images, labels) measures the accuracy; without it a fifth of them is kept back.
     The result is a function of the arguments (on one machine, at one number of threads): the
     global random state is neither read nor changed. Raises DataError for labels that do not fit.
     """
     _check_labels(images, labels, classes)
     if held_out is None:
-        back = torch.arange(len(images)) % 5 == 4
+        back = torch.from_numpy(dealt(len(images), 5)) == 4
         held_out = images[back], labels[back]
         images, labels = images[~back], labels[~back]
     _check_labels(*held_out, classes)

@@ -234,7 +234,8 @@ def _found(path: Path | None) -> Path:
             return place
     raise CheckpointError(
         f"no Inception weights at {places[0]}: fetch {URL} (SHA-256 {SHA256[:8]}...) and put it "
-        "there, or give its path. What works without: EfficientNet-Lite0, from the extra 'metrics'"
+        "there, or give its path; inception:download (--inception download) does that (96 MB). "
+        "What works without: EfficientNet-Lite0, from the extra 'metrics'"
     )
 
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import DataError
+from sfumato.metrics.thinning import dealt, spread
+
+_BLOCKS = 10
 
 
 def nearest(
@@ -65,49 +68,90 @@ class MemorisationTest:
     """[n] to the nearest of all training images (root mean square per value)."""
     indices: Tensor
     """[n] of those training images."""
-    training_distances: Tensor
-    """[n] to the nearest of as many training images as there are held-out ones."""
     held_out_distances: Tensor
-    """[n] to the nearest held-out image."""
-
-    @property
-    def closer_share(self) -> float:
-        """Share of samples nearer to training than to held-out images: 0.5 without memorising."""
-        closer = (self.training_distances < self.held_out_distances).double()
-        tied = (self.training_distances == self.held_out_distances).double()
-        return float((closer + tied / 2).mean())
-
-    @property
-    def closer_share_error(self) -> float:
-        """One standard error of `closer_share` if the truth is 0.5 (samples independent)."""
-        return 0.5 / math.sqrt(len(self.distances))
-
-    @property
-    def ratio(self) -> float:
-        """Median distance to training over that to held-out images: 1 without memorising."""
-        held_out = float(self.held_out_distances.median())
-        training = float(self.training_distances.median())
-        if held_out == 0:
-            return 1.0 if training == 0 else math.inf
-        return training / held_out
+    """[n] to the nearest of all held-out images."""
+    closer_share: float
+    """Share of samples nearer to training than to held-out images, were there as many of both: 0.5
+    without memorising, 1 where every sample has its copy."""
+    closer_share_error: float
+    """One standard error of it if the truth is 0.5; a little too large. All samples share the
+    reference images: more samples do not take away what these add."""
+    ratio: float
+    """Median distance to training over that to as many held-out images: 1 without memorising."""
 
 
 def memorisation_test(samples: Tensor, training: Tensor, held_out: Tensor) -> MemorisationTest:
     """Compare the nearest training image of each sample with its nearest held-out image.
 
-    All [n, *data]. More images come nearer by chance alone, so the comparison takes an evenly
-    spaced subset of the larger set, of the size of the smaller one.
+    All [n, *data]. Of m training and k held-out images the nearest of all is a training image with
+    the odds m : k by chance alone, so a sample nearer to a held-out image counts m / k times.
     """
     if not len(samples) or not len(training) or not len(held_out):
         raise DataError("the memorisation test needs samples, training images and held-out images")
-    distances, indices = nearest(samples, training)
+    near_training, indices = _nearest_by_block(samples, training)
+    near_held_out, _ = _nearest_by_block(samples, held_out)
+    closer = _closer(near_training, near_held_out)
+    share = float(closer.mean())
+    odds = len(training) / len(held_out)
+    # Of the share nearer to training, at odds : 1; times the slope of what it is turned into.
+    own = odds / (1 + odds) ** 2 / len(samples)
+    slope = (1 + odds) ** 2 / (4 * odds)
+    distances, block = near_training.min(1)
+    held_out_distances = near_held_out.amin(1)
     size = min(len(training), len(held_out))
-    near_training, _ = nearest(samples, training[_spread(len(training), size)])
-    near_held_out, _ = nearest(samples, held_out[_spread(len(held_out), size)])
+    medians = (
+        float((whole if len(images) == size else _of_some(samples, images, size)).median())
+        for images, whole in ((training, distances), (held_out, held_out_distances))
+    )
     return MemorisationTest(
-        distances[:, 0], indices[:, 0], near_training[:, 0], near_held_out[:, 0]
+        distances,
+        indices.gather(1, block[:, None])[:, 0],
+        held_out_distances,
+        share / (share + odds * (1 - share)),
+        slope * math.sqrt(own + _reference_variance(near_training, near_held_out)),
+        _ratio(*medians),
     )
 
 
-def _spread(total: int, size: int) -> Tensor:
-    return torch.arange(size) * total // size
+def _nearest_by_block(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances [n, blocks] to the nearest image of each share of the reference, and which."""
+    share = torch.from_numpy(dealt(len(reference), min(_BLOCKS, len(reference))))
+    found: list[tuple[Tensor, Tensor]] = []
+    for number in range(int(share.max()) + 1):
+        rows = (share == number).nonzero()[:, 0]
+        distances, places = nearest(samples, reference[rows])
+        found.append((distances, rows[places]))
+    return torch.cat([d for d, _ in found], 1), torch.cat([i for _, i in found], 1)
+
+
+def _of_some(samples: Tensor, reference: Tensor, count: int) -> Tensor:
+    """Distances [n] to the nearest of `count` of the reference images."""
+    return nearest(samples, reference[torch.from_numpy(spread(len(reference), count))])[0][:, 0]
+
+
+def _closer(training: Tensor, held_out: Tensor) -> Tensor:
+    """Whether samples are nearer to training images [n, blocks]: 1, 0, or 1/2 where they tie."""
+    a, b = training.amin(1), held_out.amin(1)
+    return (a < b).double() + (a == b).double() / 2
+
+
+def _reference_variance(training: Tensor, held_out: Tensor) -> float:
+    """Variance of the mean of `_closer` over reference sets, from leaving out a block of both.
+
+    The jackknife also sees the draw of the samples, whose images change sides one by one; its
+    expectation is taken off again.
+    """
+    count = min(training.shape[1], held_out.shape[1])
+    if count < 2 or len(training) < 2:
+        return 0.0
+    rest = [torch.arange(count) != left_out for left_out in range(count)]
+    closer = torch.stack([_closer(training[:, r], held_out[:, r]) for r in rest], 1)
+    own = closer - closer.mean(1, keepdim=True)
+    variance = closer.mean(0).var(correction=0) - own.var(0).mean() / len(own)
+    return max(0.0, (count - 1) * float(variance))
+
+
+def _ratio(training: float, held_out: float) -> float:
+    if held_out == 0:
+        return 1.0 if training == 0 else math.inf
+    return training / held_out

@@ -13,7 +13,6 @@ from sfumato.errors import DataError
 from sfumato.metrics.frechet import FeatureStatistics, frechet_distance
 from sfumato.metrics.rows import feature_pair
 
-
 LEAST = 50
 """Images of a class below which its distance says nothing."""
 

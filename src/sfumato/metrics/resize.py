@@ -78,22 +78,22 @@ class TensorflowBilinear:
 
 @dataclass(frozen=True)
 class PillowBicubic:
-    """Pillow's antialiased bicubic on float channels, not clamped: what clean-fid does; on the CPU.
+    """Pillow's antialiased bicubic on float channels, clamped: what clean-fid does; on the CPU.
 
-    Values may leave [-1, 1] at sharp edges, as they do there.
+    Its first versions kept what leaves the range at sharp edges; later ones clip it.
     """
 
     name: str = field(default="bicubic as clean-fid", init=False)
 
     def __call__(self, images: Tensor, size: int) -> Tensor:
-        """Images [B, C, H, W] as [B, C, size, size] float32."""
+        """Images [B, C, H, W] as [B, C, size, size] float32 in [-1, 1]."""
         x = _float32(images)
         planes = x.detach().cpu().flatten(0, 1).contiguous().numpy()
         resized = np.empty((len(planes), size, size), np.float32)
         for source, target in zip(planes, resized, strict=True):
             # A float32 array makes an image of mode "F".
             image = Image.fromarray(source).resize((size, size), Image.Resampling.BICUBIC)
-            target[:] = np.asarray(image)
+            target[:] = np.asarray(image).clip(-1, 1)
         return torch.from_numpy(resized).to(x.device).unflatten(0, x.shape[:2])
 
 

@@ -76,11 +76,7 @@ def classes(
     except DataError as error:
         return [], f"No class shares: {error}."
     rows, sure = class_rows(classifier, samples, known)
-    note = (
-        f"By a {classifier.name}, right on {100 * classifier.accuracy:.1f} % of "
-        f"{classifier.held_out:,} held-out images; it is at least 90 % sure of "
-        f"{100 * sure:.0f} % of the samples"
-    )
+    note = f"By a {classifier.name}; it is at least 90 % sure of {100 * sure:.0f} % of the samples"
     if unseen is not None:
         _, sure_of_real = class_rows(classifier, unseen[0], known)
         note += f" ({100 * sure_of_real:.0f} % of the held-out images)"
@@ -88,7 +84,7 @@ def classes(
     if asked is not None:
         agree = float((classifier.probabilities(samples).argmax(1) == asked).double().mean())
         note += f" {100 * agree:.0f} % are of the class that was asked for."
-    return rows, note
+    return rows, f"{note} Caution: {classifier.caution}." if classifier.caution else note
 
 
 def class_rows(

@@ -1,9 +1,9 @@
-"""Real images to measure against: evenly spread, in bounded memory, broken files told."""
+"""Real images to measure against: a fair pick, in bounded memory, broken files told."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato.data.images import Images, in_threads
 from sfumato.data.pixels import to_model
 from sfumato.data.reader import Reader
+from sfumato.metrics.thinning import spread
 
 MOST = 10_000
 MOST_BYTES = 512 * 2**20
@@ -31,8 +32,7 @@ class RealImages:
     def __init__(self, images: Images, most_bytes: int = MOST_BYTES) -> None:
         self.images = images
         self._reader = Reader(images, cache_bytes=0)
-        held = max(16, most_bytes // (4 * math.prod(images.format.shape)))
-        index = spread(len(images), min(MOST, held))
+        index = spread(len(images), held(images.format.shape, MOST, most_bytes))
         parts, used = zip(*self._read(index), strict=True)
         self.x = torch.cat(parts)
         labels = images.labels
@@ -48,7 +48,7 @@ class RealImages:
         return self._reader.skipped
 
     def stream(self, most: int = MOST) -> Iterator[Tensor]:
-        """Yield batches of at most `most` images, evenly spread, in [-1, 1]."""
+        """Yield batches of at most `most` images, a fair pick in order, in [-1, 1]."""
         if min(most, len(self)) == len(self.x):
             yield from self.x.split(_BATCH)
             return
@@ -66,7 +66,6 @@ class RealImages:
         yield from map(make, parts) if self.images.resident else in_threads(make, parts, ahead=2)
 
 
-def spread(total: int, count: int) -> NDArray[np.int64]:
-    """Return `count` indices, or all, evenly spread over 0..total-1."""
-    count = min(total, count)
-    return np.arange(count, dtype=np.int64) * total // max(count, 1)
+def held(shape: Sequence[int], most: int = MOST, most_bytes: int = MOST_BYTES) -> int:
+    """Return how many images [C, H, W] may lie in memory as float32: `most`, or what fits."""
+    return min(most, max(16, most_bytes // (4 * math.prod(shape))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sfumato.data.images import Images, Subset
@@ -35,6 +36,16 @@ def open_data(config: DataConfig, path: str) -> Images:
         labels=config.classes,
         channels=config.channels,
     )
+
+
+def open_to_measure(config: DataConfig, path: str) -> Images:
+    """Open images as a run opens its own, but with labels only where they have any."""
+    try:
+        return open_data(config, path)
+    except DataError:
+        if not config.classes:
+            raise
+        return open_data(replace(config, classes=False), path)
 
 
 def data_config(images: Images, test: Images | None) -> DataConfig:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,22 +46,21 @@ class Shelf:
             write_bytes(target, text.encode())
 
     def has(self, number: int) -> bool:
-        """Whether array `number` is there."""
-        return self._path(number).exists()
+        """Whether array `number` is there; a file cut short counts as absent."""
+        try:
+            np.load(self._path(number), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
 
     def put(self, number: int, array: NDArray[Any]) -> None:
         """Keep an array; another process writing the same one does no harm."""
-        target = self._path(number)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        memory = io.BytesIO()
+        np.save(memory, array, allow_pickle=False)
+        write_bytes(self._path(number), memory.getvalue())
 
     def get(self, number: int) -> NDArray[Any]:
-        """Read array `number`."""
+        """Read array `number`, which is there."""
         return np.load(self._path(number), allow_pickle=False)
 
     def _path(self, number: int) -> Path:

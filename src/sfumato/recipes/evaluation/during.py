@@ -12,7 +12,7 @@ from sfumato.data.pixels import to_model
 from sfumato.metrics.features import extract
 from sfumato.metrics.frechet import FeatureStatistics, frechet_distance
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.extractors import extractor_of
+from sfumato.recipes.evaluation.extractors import extractor_of, on_device
 from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.table import FeatureTable
@@ -20,6 +20,7 @@ from sfumato.recipes.model import Model
 from sfumato.recipes.progress import Every, Progress
 from sfumato.recipes.run_config import Bookkeeping
 from sfumato.recipes.run_log import RunLog, read
+from sfumato.training.history import checkpoints
 
 _REFERENCE = 10_000
 
@@ -27,7 +28,8 @@ _REFERENCE = 10_000
 class Evaluation:
     """Measures the averaged weights every so many steps, and remembers the best.
 
-    A Watcher. `best_step` is the step of the smallest Fréchet distance so far.
+    A Watcher. `best_step` is the step of the smallest Fréchet distance so far. A FILE.pt or
+    FILE.onnx is fed images at their own size, in [-1, 1]: what else it needs it must do itself.
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class Evaluation:
         self.every, self.n = every, n
         self.best_step: int | None = None
         self.seconds = 0.0
-        self._best = float("inf")
+        self._measured: list[tuple[float, int]] = []
         self._log, self._progress, self._say = log, progress, say
         self._real = Stored(real, name, _REFERENCE)
         self._extractor = extractor_of(features, real=self._real)
-        self._cache = Cache(folder / "evaluation" / "cache")
+        self._folder, self._cache = folder, Cache(folder / "evaluation" / "cache")
         self._reference: FeatureStatistics | None = None
 
     @classmethod
@@ -90,6 +92,7 @@ class Evaluation:
         start = time.perf_counter()
         if self._reference is None:
             self._say(f"features of {len(self._real):,} {self._real.name}, once")
+            self._extractor = on_device(self._extractor, model.device)
             table = FeatureTable(self._real, self._extractor, self._cache)
             table.prepare(Processes(), lambda done: None)
             self._reference = table.statistics()
@@ -112,6 +115,15 @@ class Evaluation:
             f"{self._real.name}{best}; measuring takes {100 * self.share:.0f} % of the time"
         )
 
+    def forget_after(self, step: int) -> None:
+        """Forget what was measured after `step`, where a rollback took the run back to.
+
+        Of the rest only what still has its checkpoint can be the best.
+        """
+        kept = {step, *(int(path.name) for path in checkpoints(self._folder))}
+        self._measured = [(d, at) for d, at in self._measured if at <= step and at in kept]
+        self._choose()
+
     @property
     def share(self) -> float:
         """Share of the run's time spent measuring, 0 to 1."""
@@ -120,5 +132,8 @@ class Evaluation:
 
     def _remember(self, line: Mapping[str, Any]) -> None:
         self.seconds += line["evaluation_seconds"]
-        if line["frechet"] < self._best:
-            self._best, self.best_step = line["frechet"], line["step"]
+        self._measured.append((line["frechet"], line["step"]))
+        self._choose()
+
+    def _choose(self) -> None:
+        self.best_step = min(self._measured)[1] if self._measured else None

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from sfumato.errors import ConfigError, DataError
-from sfumato.metrics.features import Classifying, FeatureExtractor
+from sfumato.errors import DataError
+from sfumato.metrics.features import Classifying
 from sfumato.metrics.frechet import FeatureStatistics
 from sfumato.metrics.per_class import ClassTable
-from sfumato.metrics.statistics_file import StoredStatistics
 from sfumato.recipes.evaluation import of_features, of_pixels
+from sfumato.recipes.evaluation.plan import Plan, Reference, per_band, plan
 from sfumato.recipes.evaluation.row import Row
-from sfumato.recipes.evaluation.sets import Band, ImageSet, check_alike
-from sfumato.recipes.evaluation.settings import OF_FEATURES, Settings
+from sfumato.recipes.evaluation.sets import Band, ImageSet
+from sfumato.recipes.evaluation.settings import DISTANCES, OF_FEATURES
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
 
-
-@dataclass(frozen=True)
-class Reference:
-    """Real images (or their statistics) that samples are held against."""
-
-    name: str
-    images: ImageSet | None = None
-    statistics: StoredStatistics | None = None
-    real: ImageSet | None = None
-    """As many other real images as there are samples: what the best model would score."""
+__all__ = ["Evaluation", "Reference", "evaluate"]
 
 
 @dataclass
@@ -39,7 +30,19 @@ class Evaluation:
     classes: dict[str, ClassTable] = field(default_factory=dict[str, ClassTable])
     verdicts: list[str] = field(default_factory=list[str])
     left_out: list[str] = field(default_factory=list[str])
-    """Metrics asked for by default that these sets cannot have, and why."""
+    """What these sets cannot have, and why."""
+    failed: bool = False
+    """Whether something the user named is among it."""
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What one metric compares; `band` is above 0 for one band of several."""
+
+    samples: FeatureTable
+    target: FeatureTable | FeatureStatistics
+    real: FeatureTable | None
+    band: int = 0
 
 
 def evaluate(
@@ -55,106 +58,115 @@ def evaluate(
     """Measure every repeat of the samples; None in all processes but the first.
 
     With several repeats, values are means and errors the standard error of the mean over them.
-    `asked` says that the user named the metrics: then one that cannot be had is an error.
+    A metric that cannot be had is left out with the reason, and is a failure if `asked`: if the
+    user named the metrics. DataError where none can be had.
     """
-    done = [
-        _once(bench, one, references, training, held_out, asked=asked, say=say) for one in samples
-    ]
-    first = done[0]
-    if first is None:
+    ready = plan(bench, samples[0], references, training, held_out)
+    for reason in ready.left_out:
+        say(f"left out: {reason}")
+    done = [_once(bench, one, ready, training, held_out, say) for one in samples]
+    made = _joined([one for one in done if one is not None])
+    if made is None:
         return None
-    if len(done) > 1:
-        first.rows = _averaged([one.rows for one in done if one is not None])
-    return first
+    made.verdicts = [*ready.warnings, *made.verdicts]
+    late = made.left_out
+    made.left_out = [*ready.left_out, *late]
+    made.failed = asked and bool(ready.impossible or late)
+    if not made.rows and not made.classes:
+        raise DataError("; ".join(made.left_out))
+    made.rows.sort(key=lambda row: _order(row.metric))
+    return made
 
 
 def _once(
     bench: Workbench,
     samples: ImageSet,
-    references: Sequence[Reference],
+    ready: Plan,
     training: ImageSet | None,
     held_out: ImageSet | None,
-    *,
-    asked: bool,
     say: Callable[[str], None],
 ) -> Evaluation | None:
-    settings, made = bench.settings, Evaluation([])
+    made = Evaluation([])
     bench.draw(samples)
-    for metric in settings.metrics:
+    tables: dict[tuple[str, str], list[_Tables]] = {}
+    pairs = [(metric, one) for metric, usable in ready.against.items() for one in usable]
+    for metric, reference in pairs:
         if metric in OF_FEATURES:
-            for reference in references:
-                if reference.images is not None:
-                    check_alike(samples, reference.images)
-                found = _of_features(bench, metric, samples, reference, made)
-                made.rows += found
-                if metric == "is":
-                    break
+            try:  # a failure is met by all processes alike
+                tables[metric, reference.name] = _tables(bench, metric, samples, reference)
+            except DataError as error:
+                made.left_out.append(f"{metric}: {error}")
     if not bench.processes.first:
         return None
-    for metric in settings.metrics:
-        if metric in OF_FEATURES:
-            continue
+    for metric, reference in pairs:
         try:
-            made.rows += _of_pixels(
-                metric, samples, references, training, held_out, settings.seed, made, say
-            )
+            if metric not in OF_FEATURES:
+                made.rows += _of_pixels(
+                    metric, samples, reference, training, held_out, bench.settings.seed, made, say
+                )
+            elif (metric, reference.name) in tables:
+                found = tables[metric, reference.name]
+                made.rows += _of_features(bench, metric, found, reference.name, made)
         except DataError as error:
-            if asked:
-                raise
             made.left_out.append(f"{metric}: {error}")
-    made.rows.sort(key=lambda row: _order(row.metric))
+    made.left_out = list(dict.fromkeys(made.left_out))
     return made
 
 
-def _of_features(
-    bench: Workbench, metric: str, samples: ImageSet, reference: Reference, made: Evaluation
-) -> list[Row]:
-    """Rows of one metric against one reference, band by band where asked."""
+def _tables(
+    bench: Workbench, metric: str, samples: ImageSet, reference: Reference
+) -> list[_Tables]:
+    """The features one metric needs of one reference, band by band where asked."""
     words = bench.settings.extractor_for(metric)
-    per_band = bench.settings.bands == "per-band" and samples.format.channels > 1
-    if not per_band or reference.images is None:
-        return _rows(bench, metric, words, samples, reference, made)
+
+    def tables(ours: ImageSet, target: ImageSet, real: ImageSet | None, band: int) -> _Tables:
+        floor = None if real is None else bench.table(real, words)
+        return _Tables(bench.table(ours, words), bench.table(target, words), floor, band)
+
+    target, real = reference.images, reference.real
+    if target is None:
+        ours = bench.table(samples, words)
+        stored = reference.statistics
+        return [_Tables(ours, ours if stored is None else stored.statistics, None)]
+    if not per_band(bench, samples):
+        return [tables(samples, target, real, 0)]
+    return [
+        tables(
+            Band(samples, band),
+            Band(target, band),
+            None if real is None else Band(real, band),
+            band + 1,
+        )
+        for band in range(samples.format.channels)
+    ]
+
+
+def _of_features(
+    bench: Workbench, metric: str, tables: Sequence[_Tables], against: str, made: Evaluation
+) -> list[Row]:
+    """Rows of one metric against one reference, and their means over bands."""
     rows: list[Row] = []
-    for band in range(samples.format.channels):
-        real = None if reference.real is None else Band(reference.real, band)
-        one = replace(reference, images=Band(reference.images, band), real=real)
-        rows += [
-            replace(
-                row, metric=f"{row.metric}-band-{band + 1}", name=f"{row.name}, band {band + 1}"
-            )
-            for row in _rows(bench, metric, words, Band(samples, band), one, made)
-        ]
-    return rows + _band_means(rows)
+    for one in tables:
+        found = _rows(bench, metric, one, against, made)
+        if one.band:
+            found = [
+                replace(
+                    row, metric=f"{row.metric}-band-{one.band}", name=f"{row.name}, band {one.band}"
+                )
+                for row in found
+            ]
+        rows += found
+    return _band_means(rows) + rows if len(tables) > 1 else rows
 
 
 def _rows(
-    bench: Workbench,
-    metric: str,
-    words: str,
-    samples: ImageSet,
-    reference: Reference,
-    made: Evaluation,
+    bench: Workbench, metric: str, tables: _Tables, against: str, made: Evaluation
 ) -> list[Row]:
-    ours = bench.table(samples, words)
-    real = None if reference.real is None else bench.table(reference.real, words)
+    ours, target, real = tables.samples, tables.target, tables.real
     if metric == "is":
-        if not bench.processes.first:
-            return []
         extractor: Classifying = ours.extractor  # pyright: ignore
         return of_features.inception(ours, real, extractor.class_source)
-    if reference.images is not None:
-        target = bench.table(reference.images, words)
-    elif metric in ("fd", "fid", "fd-efficientnet") and reference.statistics is not None:
-        target = _checked(reference, bench.extractor(words), made)
-    else:
-        raise ConfigError(
-            f"{metric} needs the reference images themselves, not their statistics: give --data, "
-            "or ask for --metrics fd (or fid) alone"
-        )
-    if not bench.processes.first:
-        return []
-    against = reference.name
-    if metric in ("fd", "fid", "fd-efficientnet"):
+    if metric in DISTANCES:
         return of_features.frechet(
             metric,
             ours,
@@ -171,30 +183,15 @@ def _rows(
         case "pr":
             return of_features.manifold(ours, target, real, against=against)
         case _:
-            made.classes[against] = of_features.classes(ours, target)
+            key = f"{against}, band {tables.band}" if tables.band else against
+            made.classes[key] = of_features.classes(ours, target)
             return []
-
-
-def _checked(
-    reference: Reference, extractor: FeatureExtractor, made: Evaluation
-) -> FeatureStatistics:
-    """The statistics of a file, refused where they are of another extractor."""
-    stored = reference.statistics
-    assert stored is not None
-    if stored.provenance is not None and stored.provenance.fingerprint != extractor.fingerprint:
-        raise DataError(
-            f"{reference.name} holds features of {stored.provenance.extractor}, not of "
-            f"{extractor.name}: choose the same --features"
-        )
-    if stored.warning and stored.warning not in made.verdicts:
-        made.verdicts.append(stored.warning)
-    return stored.statistics
 
 
 def _of_pixels(
     metric: str,
     samples: ImageSet,
-    references: Sequence[Reference],
+    reference: Reference,
     training: ImageSet | None,
     held_out: ImageSet | None,
     seed: int,
@@ -202,35 +199,25 @@ def _of_pixels(
     say: Callable[[str], None],
 ) -> list[Row]:
     if metric == "memorisation":
-        if training is None or held_out is None:
-            raise DataError(
-                "the memorisation test needs training images and images held out: "
-                "give --data with images the model was not trained on"
-            )
+        assert training is not None
+        assert held_out is not None
         say("memorisation: nearest neighbours")
         return of_pixels.memorised(samples, training, held_out)
-    rows: list[Row] = []
-    for reference in references:
-        target = reference.images
-        if target is None:
-            continue
-        check_alike(samples, target)
-        if metric == "psnr":
-            rows += of_pixels.paired(samples, target, against=reference.name)
-        elif metric == "swd":
-            say(f"sliced Wasserstein distance to {reference.name}")
-            rows += of_pixels.sliced(
-                samples, target, reference.real, against=reference.name, seed=seed
-            )
-        else:
-            found, colours = of_pixels.colours(samples, target, against=reference.name)
-            rows += found
-            made.verdicts.append(f"Against {reference.name}: {colours.verdict}")
-    return rows
+    target = reference.images
+    assert target is not None
+    if metric == "psnr":
+        return of_pixels.paired(samples, target, against=reference.name)
+    if metric == "swd":
+        say(f"sliced Wasserstein distance to {reference.name}")
+        return of_pixels.sliced(samples, target, reference.real, against=reference.name, seed=seed)
+    found, colours = of_pixels.colours(samples, target, against=reference.name)
+    whole = "" if samples.format.dtype == "uint8" else " (255: the whole range of values)"
+    made.verdicts.append(f"Against {reference.name}: {colours.verdict}{whole}")
+    return found
 
 
 def _band_means(rows: Sequence[Row]) -> list[Row]:
-    """The mean over bands of each metric; its error is that of independent bands."""
+    """The mean over bands of each metric."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.metric.rpartition("-band-")[0], []).append(row)
@@ -246,55 +233,44 @@ def _band_means(rows: Sequence[Row]) -> list[Row]:
                 value=statistics.fmean(row.value for row in group),
                 real=statistics.fmean(reals) if len(reals) == len(group) else None,
                 error=None,
+                features=re.sub(r"band 1 of (\d+)", r"each of \1 bands", group[0].features),
             )
         )
     return means
 
 
-def _averaged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
-    rows: list[Row] = []
-    for same in zip(*repeats, strict=True):
-        values = [row.value for row in same]
-        spread = statistics.stdev(values)
-        listed = ", ".join(f"{value:.4g}" for value in values)
-        rows.append(
-            replace(
-                same[0],
-                value=statistics.fmean(values),
-                error=spread / len(values) ** 0.5,
-                note=f"mean of {len(values)} repeats: {listed}; spread {spread:.3g}. "
-                + same[0].note,
-            )
-        )
-    return rows
+def _joined(repeats: Sequence[Evaluation]) -> Evaluation | None:
+    """All repeats as one: means of numbers, everything else of each."""
+    if len(repeats) < 2:
+        return repeats[0] if repeats else None
+    made = Evaluation([])
+    for index, one in enumerate(repeats, 1):
+        made.verdicts += [f"Repeat {index}. {verdict}" for verdict in one.verdicts]
+        made.left_out += [f"repeat {index}, {reason}" for reason in one.left_out]
+        for against, table in one.classes.items():
+            made.classes[f"{against} (repeat {index})"] = table
+    tables = [{(row.metric, row.against): row for row in one.rows} for one in repeats]
+    for key in dict.fromkeys(key for table in tables for key in table):
+        same = [table[key] for table in tables if key in table]
+        if len(same) == len(repeats):
+            made.rows.append(_averaged(same))
+        else:
+            made.left_out.append(f"{key[0]}: only {len(same)} of {len(repeats)} repeats have it")
+    return made
+
+
+def _averaged(same: Sequence[Row]) -> Row:
+    values = [row.value for row in same]
+    spread = statistics.stdev(values)
+    listed = ", ".join(f"{value:.4g}" for value in values)
+    return replace(
+        same[0],
+        value=statistics.fmean(values),
+        error=spread / len(values) ** 0.5,
+        note=f"mean of {len(values)} repeats: {listed}; spread {spread:.3g}. {same[0].note}",
+    )
 
 
 def _order(metric: str) -> int:
     names = ("fid", "fd", "kid", "precision", "recall", "density", "coverage", "is", "swd")
     return next((i for i, name in enumerate(names) if metric.startswith(name)), len(names))
-
-
-def provenance(
-    samples: Sequence[ImageSet], references: Sequence[Reference], settings: Settings
-) -> dict[str, Any]:
-    """What the numbers were computed from, as plain values."""
-    form = samples[0].format
-    quantised = "float, as given" if form.levels is None else f"{form.levels} levels, to nearest"
-    return {
-        "samples": [dict(one.description) for one in samples],
-        "references": {
-            ref.name: (
-                dict(ref.images.description) if ref.images is not None else {"statistics": True}
-            )
-            for ref in references
-        },
-        "pixels": form.describe(),
-        "quantisation": quantised,
-        "settings": {
-            "metrics": list(settings.metrics),
-            "features": settings.features,
-            "resize": settings.resize or "the extractor's own",
-            "bands": settings.bands,
-            "seed": settings.seed,
-        },
-    }

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.metrics.frechet import FeatureStatistics, frechet_distance
-from sfumato.recipes.evaluation.evaluate import Reference
 from sfumato.recipes.evaluation.extractors import RESIZES
+from sfumato.recipes.evaluation.plan import Reference
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
@@ -60,7 +60,8 @@ def explain(
         return []
     real = target.statistics()
     whole = frechet_distance(ours.statistics(), real)
-    found = [Convention("as in the table", whole, 0.0)]
+    title = "as in the table" if bench.settings.repeats == 1 else "the first repeat, as it is"
+    found = [Convention(title, whole, 0.0)]
     for name, a, b in pairs:
         value = frechet_distance(a.statistics(), real if b is target else b.statistics())
         found.append(Convention(name, value, value - whole))
@@ -94,7 +95,7 @@ def _altered(bench: Workbench, samples: ImageSet, words: str) -> list[tuple[str,
                 return _jpeg(x, quality)
 
             made.append((name, bench.table(samples, words, alter=(name, compress))))
-    if isinstance(samples, Drawn) and samples.unrounded and form.levels is not None:
+    if isinstance(samples, Drawn) and form.levels is not None:
         name = "samples truncated to whole levels instead of rounded"
         made.append((name, bench.table(Truncated(samples), words)))
     return made

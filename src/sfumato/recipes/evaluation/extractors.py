@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from sfumato.metrics.foreign import Feeding, onnx_features, torchscript_features
 from sfumato.metrics.inception import (
     PYTORCH_FID_PIXELS,
     TENSORFLOW_PIXELS,
+    download_inception,
     inception_features,
 )
 from sfumato.metrics.resize import (
@@ -24,10 +26,15 @@ from sfumato.metrics.resize import (
     TORCH_BILINEAR,
     Resize,
 )
+from sfumato.metrics.thinning import spread
 from sfumato.metrics.vision_transformer import dinov2_features
-from sfumato.recipes.evaluation.sets import ImageSet, all_pixels, chunk_count, pixels, spread
+from sfumato.recipes.evaluation.sets import ImageSet, all_pixels, chunk_count, pixels
+from sfumato.recipes.real_images import held
 
-WORDS = "efficientnet, inception, inception:FILE, dinov2:FILE, classifier, FILE.pt or FILE.onnx"
+WORDS = (
+    "efficientnet, inception, inception:FILE, inception:download, dinov2:FILE, classifier, "
+    "FILE.pt or FILE.onnx"
+)
 RESIZES: dict[str, Resize] = {
     "antialiased": ANTIALIASED_BICUBIC,
     "tensorflow": TENSORFLOW_BILINEAR,
@@ -35,7 +42,6 @@ RESIZES: dict[str, Resize] = {
     "clean-fid": PILLOW_BICUBIC,
 }
 """Names of the resizes: ours, and those of other programs."""
-_MOST = 10_000
 
 
 def extractor_of(
@@ -43,7 +49,9 @@ def extractor_of(
 ) -> FeatureExtractor:
     """Return the extractor that `words` name; `real` images with labels train a classifier.
 
-    `resize` is one of RESIZES; "" is the extractor's own. Raises ConfigError for unknown words,
+    `resize` is one of RESIZES; "" is the extractor's own. "inception:download" fetches the weights
+    unless they are there. A classifier is a function of the images and the number of threads, so
+    processes that share work each train the same one. Raises ConfigError for unknown words,
     CheckpointError for missing or wrong weights, MissingExtraError for a missing package.
     """
     name, _, file = words.partition(":")
@@ -52,13 +60,10 @@ def extractor_of(
     if name == "efficientnet" and not file:
         return efficientnet_features(chosen or ANTIALIASED_BICUBIC)
     if name == "inception":
-        # pytorch-fid and clean-fid scale pixels as PyTorch does, the others as TensorFlow did.
-        torch_like = resize in ("pytorch-fid", "clean-fid")
-        return inception_features(
-            Path(file) if file else None,
-            chosen or TENSORFLOW_BILINEAR,
-            PYTORCH_FID_PIXELS if torch_like else TENSORFLOW_PIXELS,
-        )
+        path = download_inception() if file == "download" else Path(file) if file else None
+        # Only pytorch-fid scales pixels as PyTorch does; clean-fid keeps TensorFlow's scaling.
+        scaling = PYTORCH_FID_PIXELS if resize == "pytorch-fid" else TENSORFLOW_PIXELS
+        return inception_features(path, chosen or TENSORFLOW_BILINEAR, scaling)
     if name == "dinov2" and file:
         return dinov2_features(Path(file), chosen or ANTIALIASED_BICUBIC)
     if words == "classifier":
@@ -86,5 +91,12 @@ def _classifier(real: ImageSet | None) -> FeatureExtractor:
             "features of a classifier need labelled real images: give --classes, and data with "
             "sub-folders, a dataset.json or a label file"
         )
-    known = torch.from_numpy(labels[spread(len(real), _MOST)])
-    return train_classifier(all_pixels(real, _MOST), known, real.classes)
+    most = held(real.format.shape)
+    known = torch.from_numpy(labels[spread(len(real), most)])
+    return train_classifier(all_pixels(real, most), known, real.classes)
+
+
+def on_device(extractor: FeatureExtractor, device: torch.device) -> FeatureExtractor:
+    """Return an extractor of `extractor_of` with its network on a device, where it can be moved."""
+    move: Callable[[torch.device], FeatureExtractor] = extractor.to  # pyright: ignore
+    return move(device)

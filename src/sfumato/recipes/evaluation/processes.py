@@ -7,7 +7,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
+
+from sfumato.errors import DataError
 
 
 class Processes:
@@ -25,10 +28,38 @@ class Processes:
         """Whether piece `number` of the work is this process's."""
         return number % self.count == self.rank
 
+    def agree(self, failure: str = "") -> None:
+        """Wait until all processes are here; DataError in all of them where one met a failure.
+
+        So that none waits for another that has given up.
+        """
+        told = next(filter(None, self._all(failure)), "")
+        if told:
+            raise DataError(told)
+
+    def check_same(self, text: str, what: str) -> None:
+        """DataError in all processes where they do not have the same text."""
+        if len(set(self._all(text))) > 1:
+            raise DataError(f"the processes have different {what}: give all the same --threads")
+
+    def _all(self, text: str) -> list[str]:
+        """The texts of all processes, which thereby wait for each other."""
+        texts = [text] * self.count
+        if self.count > 1:
+            dist.all_gather_object(texts, text)  # pyright: ignore[reportUnknownMemberType]
+        return texts
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def own_device(device: str) -> str:
+    """The device of this process: each that torchrun started takes a GPU of its own."""
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % max(torch.cuda.device_count(), 1)}"
 
 
 @contextmanager

@@ -26,6 +26,9 @@ METRICS = {
     "psnr": "PSNR, SSIM, MS-SSIM of pairs",
 }
 DEFAULT = ("fd", "kid", "pr", "swd", "tint", "memorisation")
+DISTANCES = ("fd", "fid", "fd-efficientnet")
+"""Metrics for which the statistics of a reference are enough."""
+FILES = (".pt", ".ts", ".torchscript", ".onnx")
 OF_FEATURES = ("fd", "fid", "fd-efficientnet", "kid", "pr", "is", "classes")
 
 
@@ -38,9 +41,9 @@ class Settings:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000
     """Images to draw from a run."""
     reference_n: int = 10_000
-    """Real images to compare with, evenly spread over the set; 0: all."""
+    """Real images to compare with, a fixed random pick of the set; 0: all."""
     features: str = "efficientnet"
-    """efficientnet, inception, inception:FILE, dinov2:FILE, classifier, FILE.pt or FILE.onnx."""
+    """efficientnet, inception[:FILE, :download], dinov2:FILE, classifier, FILE.pt or FILE.onnx."""
     inception: Path | None = None
     """Inception-v3's weights for fid; if not given, those in the cache folder."""
     resize: Literal["", "antialiased", "tensorflow", "pytorch-fid", "clean-fid"] = ""
@@ -70,12 +73,42 @@ class Settings:
             if getattr(self, name) < low:
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} must be {low} or more, not {getattr(self, name)}")
+        self._check_feeding()
+        if self.explain and self.bands == "per-band":
+            raise ConfigError("--explain recomputes one number, not one a band: leave out --bands")
+
+    def _check_feeding(self) -> None:
+        own = is_file(self.features)
+        feeding = (self.feed_size, self.feed_low, self.feed_high)
+        if not own and feeding != (None, -1.0, 1.0):
+            raise ConfigError(
+                "--feed-size, --feed-low and --feed-high are for --features FILE.pt or FILE.onnx, "
+                f"not for {self.features}"
+            )
+        used = {self.extractor_for(metric) for metric in self.metrics if metric in OF_FEATURES}
+        if own and self.resize and self.feed_size is None and self.features in used:
+            raise ConfigError(
+                f"--resize {self.resize} needs the size that {self.features} takes: --feed-size"
+            )
+        if not self.feed_low < self.feed_high:
+            raise ConfigError(
+                f"--feed-low must be below --feed-high, not {self.feed_low:g} and "
+                f"{self.feed_high:g}"
+            )
 
     def extractor_for(self, metric: str) -> str:
         """The words for the extractor of one metric."""
         if metric == "fid":
+            if self.inception is None and self.features.startswith("inception:"):
+                return self.features
             return f"inception:{self.inception}" if self.inception else "inception"
         return "efficientnet" if metric == "fd-efficientnet" else self.features
+
+
+def is_file(features: str) -> bool:
+    """Whether these words for features name the user's own network."""
+    named = features.partition(":")[0] in ("inception", "dinov2")
+    return not named and Path(features).suffix.lower() in FILES
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

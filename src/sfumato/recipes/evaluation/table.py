@@ -10,15 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, DataError
 from sfumato.metrics.channels import FirstThree, ToThree
 from sfumato.metrics.classifier import Classifier
 from sfumato.metrics.features import Classifying, FeatureExtractor, features
 from sfumato.metrics.foreign import ForeignFeatures
 from sfumato.metrics.frechet import FeatureStatistics
+from sfumato.metrics.thinning import dealt, spread
+from sfumato.recipes.environment import describe
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.processes import Processes
-from sfumato.recipes.evaluation.sets import CHUNK, ImageSet, chunk_count, pixels, spread
+from sfumato.recipes.evaluation.sets import CHUNK, Band, ImageSet, chunk_count, pixels
 
 Alter = Callable[[Tensor], Tensor]
 
@@ -50,6 +52,8 @@ class FeatureTable:
         self.channels = (
             f"all {count} channels" if as_they_are else (channels or FirstThree()).describe(count)
         )
+        if isinstance(images, Band):
+            self.channels = f"{images.place}; {self.channels}"
         description = {
             "images": images.description,
             "extractor": extractor.name,
@@ -57,13 +61,19 @@ class FeatureTable:
             "channels": self.channels,
             "logits": logits,
             "altered": alter[0] if alter else "",
+            "made by": {k: v for k, v in describe("cpu").items() if k in ("sfumato", "torch")},
         }
         self._shelf = cache.shelf("features", description)
 
     @property
+    def fed(self) -> str:
+        """Extractor (with its resize) and the rule for channels: what statistics must agree in."""
+        return f"{self.extractor.name}; {self.channels}"
+
+    @property
     def name(self) -> str:
         """Extractor, weights and the rule for channels: what makes two numbers comparable."""
-        return f"{self.extractor.name}; {self.channels} (weights {self.extractor.fingerprint})"
+        return f"{self.fed} (weights {self.extractor.fingerprint})"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,12 +87,12 @@ class FeatureTable:
             tick(size)
 
     def rows(self, most: int = 0) -> Tensor:
-        """Feature rows [n, F]; evenly thinned to `most` of them if above 0."""
+        """Feature rows [n, F]; thinned to `most` of them if above 0."""
         return torch.from_numpy(np.concatenate(list(self._read("features", most))))
 
-    def class_probabilities(self) -> Tensor:
-        """Class probabilities [n, K] in float64."""
-        read = np.concatenate(list(self._read("logits")))
+    def class_probabilities(self, most: int = 0) -> Tensor:
+        """Class probabilities [n, K] in float64; thinned to `most` of them if above 0."""
+        read = np.concatenate(list(self._read("logits", most)))
         return torch.from_numpy(read).double().softmax(1)
 
     def statistics(self) -> FeatureStatistics:
@@ -95,18 +105,19 @@ class FeatureTable:
         return made
 
     def parts(self, count: int) -> list[FeatureStatistics]:
-        """Statistics of every count-th image: image i belongs to part i modulo `count`."""
+        """Statistics of `count` equal parts, dealt at random but the same every time."""
         made: list[FeatureStatistics] = []
-        first = 0
+        owner, first = dealt(len(self), count), 0
         for rows in self._read("features"):
             made = made or [FeatureStatistics(rows.shape[1]) for _ in range(count)]
+            owners = owner[first : first + len(rows)]
             for index, part in enumerate(made):
-                part.update(rows[(index - first) % count :: count])
+                part.update(rows[owners == index])
             first += len(rows)
         return made
 
     def _read(self, part: str, most: int = 0) -> Iterator[NDArray[np.float32]]:
-        wanted = np.asarray(spread(len(self), most or len(self)))
+        wanted = spread(len(self), most or len(self))
         for number in range(chunk_count(self.images)):
             start = number * CHUNK
             chosen = wanted[(wanted >= start) & (wanted < start + CHUNK)] - start
@@ -118,13 +129,24 @@ class FeatureTable:
             yield (kept[:, :width] if part == "features" else kept[:, width:-1])[chosen]
 
     def _compute(self, number: int) -> NDArray[np.float32]:
-        x = pixels(self.images, number)
+        rows = self.features_of(pixels(self.images, number))
+        if not bool(rows.isfinite().all()):
+            first = number * CHUNK
+            raise DataError(
+                f"{self.extractor.name} gave NaN or infinity for an image among {first} to "
+                f"{first + len(rows) - 1} of the {self.images.name}: wrong range, or damaged "
+                "weights?"
+            )
+        return rows.numpy()
+
+    def features_of(self, x: Tensor) -> Tensor:
+        """Feature rows, and logits where asked, of images [n, C, H, W] in [-1, 1]."""
         if self._alter is not None:
             x = self._alter[1](x)
         if self._channels is not None:
             x = self._channels(x)
         extractor = _Both(cast(Classifying, self.extractor)) if self.logits else self.extractor
-        return torch.cat(list(features([x], extractor))).numpy()
+        return torch.cat(list(features([x], extractor)))
 
 
 class _Both:

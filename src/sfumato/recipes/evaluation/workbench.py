@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from sfumato.errors import DataError
 from sfumato.metrics.channels import ToThree
 from sfumato.metrics.features import FeatureExtractor
 from sfumato.metrics.foreign import Feeding
+from sfumato.metrics.resize import ANTIALIASED_BICUBIC
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.extractors import channel_rule, extractor_of
+from sfumato.recipes.evaluation.extractors import RESIZES, channel_rule, extractor_of, on_device
 from sfumato.recipes.evaluation.processes import Processes
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet, chunk_count
+from sfumato.recipes.evaluation.sets import Drawn, ImageSet
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import Alter, FeatureTable
 
@@ -43,9 +45,9 @@ class Workbench:
         """The extractor of these words, by the settings' resize unless another is given."""
         how = self.settings.resize if resize is None else resize
         if (words, how) not in self._extractors:
-            made = extractor_of(words, how, self._feeding(), self._labelled)
-            move: Callable[[torch.device], FeatureExtractor] = made.to  # pyright: ignore
-            self._extractors[words, how] = move(torch.device(self._device))
+            made = extractor_of(words, how, self._feeding(how), self._labelled)
+            self.processes.check_same(made.fingerprint, f"weights of {made.name}")
+            self._extractors[words, how] = on_device(made, torch.device(self._device))
         return self._extractors[words, how]
 
     def table(
@@ -58,43 +60,75 @@ class Workbench:
         """The features of a set, filled by this process's share of the work."""
         key = (repr(images.description), words, resize, alter[0] if alter else "")
         if key not in self._tables:
-            table = FeatureTable(
-                images,
-                self.extractor(words, resize),
-                self.cache,
-                channels=self._channels(),
-                logits="is" in self.settings.metrics and words == self.settings.features,
-                alter=alter,
-            )
-            self._tables[key] = self.fill(table)
+            self._tables[key] = self.fill(self._plan(images, words, resize, alter))
         return self._tables[key]
 
+    def try_out(self, images: ImageSet, words: str) -> tuple[FeatureTable, int]:
+        """A table with nothing computed yet, and how many features an image has.
+
+        Raises what the extractor does for images it cannot take, before any are made.
+        """
+        table = self._plan(images, words)
+        form = images.format
+        noise = torch.rand(2, *form.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        rows = table.features_of(noise)
+        return table, int(rows[0, -1]) if table.logits else rows.shape[1]
+
+    def _plan(
+        self,
+        images: ImageSet,
+        words: str,
+        resize: str | None = None,
+        alter: tuple[str, Alter] | None = None,
+    ) -> FeatureTable:
+        return FeatureTable(
+            images,
+            self.extractor(words, resize),
+            self.cache,
+            channels=self._channels(),
+            logits="is" in self.settings.metrics and words == self.settings.features,
+            alter=alter,
+        )
+
+    def used(self) -> dict[str, str]:
+        """The extractors so far, by the words that name them, with their weights."""
+        return {
+            f"{words} {how}".rstrip(): f"{one.name} (weights {one.fingerprint})"
+            for (words, how), one in self._extractors.items()
+        }
+
     def fill(self, table: FeatureTable) -> FeatureTable:
-        """Compute a table with a progress bar; all processes leave together."""
-        title = f"features of {table.images.name}"
+        """Compute a table with a progress bar; all processes leave together.
+
+        Where one cannot go on, all raise its DataError.
+        """
+        title, failure = f"features of {table.images.name}", ""
         with self._bar(len(table), title) as bar:
-            table.prepare(self.processes, lambda n: bar.update(n) and None)
-        self.processes.wait()
+            try:
+                table.prepare(self.processes, lambda n: bar.update(n) and None)
+            except DataError as error:
+                failure = str(error)
+        self.processes.agree(failure)
         return table
 
     def draw(self, samples: ImageSet) -> None:
         """Draw a model's images with a progress bar, all processes together."""
         if not isinstance(samples, Drawn):
             return
-        with self._bar(len(samples), f"drawing {samples.name}") as bar:
+        share = len(samples) / self.processes.count
+        with self._bar(math.ceil(share), f"drawing {samples.name}") as bar:
             samples.tick = bar.update
-            for number in range(chunk_count(samples)):
-                if not self.processes.mine(number):
-                    continue
-                if samples.has(number):
-                    bar.update(len(samples.chunk(number)))
-                else:
-                    samples.chunk(number)
+            for number in filter(self.processes.mine, range(samples.pieces)):
+                done = samples.has(number)
+                drawn = samples.piece(number)
+                if done:
+                    bar.update(len(drawn))
         self.processes.wait()
 
-    def _feeding(self) -> Feeding:
+    def _feeding(self, resize: str) -> Feeding:
         s = self.settings
-        return Feeding(s.feed_size, s.feed_low, s.feed_high)
+        how = RESIZES[resize] if resize else ANTIALIASED_BICUBIC
+        return Feeding(s.feed_size, s.feed_low, s.feed_high, how)
 
     def _bar(self, total: int, title: str) -> Any:
         return tqdm(total=total, unit="img", desc=title, disable=not self.processes.first)

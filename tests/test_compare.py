@@ -1,0 +1,98 @@
+"""Samplers side by side: same seeds, calls as asked, results kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from recipe_helpers import array_file, open_run, small
+from sfumato.cli import main
+from sfumato.recipes.config import SamplerConfig
+from sfumato.recipes.evaluation import sets
+from sfumato.recipes.evaluation.compare import ddim_trials, trials
+from sfumato.recipes.model import load
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Pooled(nn.Module):
+    """2 x 2 means of every channel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("features") / "pooled.pt"
+    torch.jit.script(Pooled()).save(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    made = open_run(folder / "run", array_file(folder), small(steps=4))
+    for _ in made.steps():
+        pass
+    return folder / "run"
+
+
+def command(run: Path, features: str, *more: str) -> list[str]:
+    base = ["compare", str(run), "-n", "10", "--features", features, "--threads", "1"]
+    return [*base, "--solvers", "euler", "heun", "unipc", "--nfe", "3", "4", *more]
+
+
+def test_every_solver_is_measured_where_it_can_spend_the_calls(
+    capsys: Capture, tmp_path: Path, run: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(run, features, "--out", str(out))) == 0
+    printed = capsys.readouterr().out
+    assert "left out: heun at 4" in printed
+    kept = json.loads((out / "comparison.json").read_text())
+    cells = {(r["name"], r["nfe"]): r["frechet"] for r in kept["results"]}
+    assert set(cells) == {("euler", 3), ("euler", 4), ("heun", 3), ("unipc", 3), ("unipc", 4)}
+    assert (
+        "<svg" in (out / "comparison.html").read_text()
+        or "image/svg" in (out / "comparison.html").read_text()
+    )
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(sets.Drawn, "_draw", never)
+    assert main(command(run, features, "--out", str(out))) == 0
+    again = json.loads((out / "comparison.json").read_text())
+    assert again["results"] == kept["results"]
+
+
+def test_the_images_are_those_of_the_sampler_and_the_same_seeds(tmp_path: Path, run: Path) -> None:
+    model = load(run)
+    made, _ = trials(model.recipe.sampler, ["euler", "heun"], [5])
+    assert [(t.name, t.nfe, t.sampler.steps) for t in made] == [("euler", 5, 5), ("heun", 5, 3)]
+    drawn = sets.Drawn(model, 4, sets.Cache(tmp_path), sampler=made[1].sampler)
+    own = model.sample(4, sampler=SamplerConfig(solver="heun", steps=3, batch=4))
+    assert (drawn.chunk(0) == own).all()
+
+
+def test_the_cells_of_ddims_table(run: Path) -> None:
+    made = ddim_trials(load(run).recipe.sampler, [2, 5])
+    assert [(t.sampler.eta, t.sampler.steps) for t in made] == [
+        (eta, steps) for eta in (0.0, 0.2, 0.5, 1.0) for steps in (2, 5)
+    ]
+
+
+def test_what_is_listed_and_what_is_refused(capsys: Capture, run: Path) -> None:
+    assert main(["compare", "--list"]) == 0
+    assert "dpm++2m" in capsys.readouterr().out
+    for arguments, reason in (
+        (["compare"], "say which run"),
+        (["compare", str(run), "--solvers", "heun", "--nfe", "4"], "cannot spend exactly 4"),
+    ):
+        assert main(arguments) == 2
+        assert reason in capsys.readouterr().err

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from sfumato.data import InMemory, as_arrays, open_images
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.evaluate import Reference
 from sfumato.recipes.evaluation.job import Places, Task, carry_out
+from sfumato.recipes.evaluation.plan import Reference
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.settings import Settings
 
@@ -53,6 +53,11 @@ def dropped(x: Pixels, labels: NDArray[np.int64], classes: tuple[int, ...]) -> P
     return np.resize(kept, x.shape)
 
 
+def copied(training: Pixels, count: int) -> Pixels:
+    """Some training images, and not just those that a metric picks where it looks at some."""
+    return training[np.random.default_rng(1).permutation(len(training))[:count]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-n", type=int, default=1000, help="images judged, at most 1000")
@@ -69,7 +74,7 @@ def main() -> None:
         "3 of 10 classes missing": lambda: dropped(x, labels, (0, 3, 7)),
         "50 images over and over": lambda: np.resize(x[:50], x.shape),
         "brighter by 8 of 255": lambda: (x.astype(int) + 8).clip(0, 255).astype(np.uint8),
-        "copies of training images": lambda: training[:: len(training) // len(x)][: len(x)],
+        "copies of training images": lambda: copied(training, len(x)),
     }
     columns: dict[str, dict[str, float]] = {}
     known, unseen = stored(training, "training images"), stored(held_out, "held-out images")

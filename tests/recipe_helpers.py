@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,19 @@ def open_run(
         replace(QUIET, **run),
     )
     return Run.open(config, folder, resume=resume)
+
+
+def break_losses(run: Run, calls: set[int], **plan: int) -> None:
+    """Let the loss of these calls, counted from 1, be NaN."""
+    loss, count = run.plan.objective.loss, itertools.count(1)
+
+    class Broken:
+        def loss(self, *arguments: Any) -> Any:
+            losses = loss(*arguments)
+            broken = next(count) in calls
+            return replace(losses, value=losses.value * float("nan")) if broken else losses
+
+    run.plan = replace(run.plan, objective=Broken(), **plan)  # type: ignore[arg-type]
 
 
 def with_voice(folder: Path, data: Path, said: list[str]) -> Run:

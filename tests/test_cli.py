@@ -114,6 +114,44 @@ def test_help_lists_the_options(capsys: Capture, arguments: list[str], listed: l
     assert all(item in text for item in listed)
 
 
+def test_a_word_that_is_no_choice_suggests_the_nearest(capsys: Capture) -> None:
+    told = refused(capsys, 2, "sample", "x", "--solver", "huen")
+    assert told.rstrip().endswith("unknown --solver 'huen'; did you mean 'heun'?")
+    told = refused(capsys, 2, "train", "edm-tiny", "--data", "x", "--sampler.grid=karas")
+    assert told.rstrip().endswith("unknown --sampler.grid 'karas'; did you mean 'karras'?")
+    assert "did you mean" not in refused(capsys, 2, "sample", "x", "--solver", "qqq")
+    # The overview is long: what was wrong stands behind it.
+    assert refused(capsys, 2, "trian").rstrip().endswith("did you mean 'train'?")
+
+
+def test_sample_refuses_before_it_says_that_it_samples(capsys: Capture, run: Path) -> None:
+    assert main(["sample", str(run), "-n", "2", "--class", "shirt"]) != 0
+    assert "sampling" not in capsys.readouterr().out
+
+
+def test_sample_says_that_few_images_are_padded(capsys: Capture, tmp_path: Path, run: Path) -> None:
+    few = ["sample", str(run), "-n", "2", "--steps", "2"]
+    assert main([*few, "--batch", "3", "--out", str(tmp_path / "a")]) == 0
+    assert "one batch of 3" in capsys.readouterr().out
+    assert main([*few, "--batch", "2", "--out", str(tmp_path / "b")]) == 0
+    assert "padded" not in capsys.readouterr().out
+    # What was drawn can be measured or trained on as it is, sheets left aside.
+    assert len(sfumato.open_images(tmp_path / "a")) == 2
+
+
+def test_copies_of_a_verb_are_refused(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "run"
+    assert main(["train", "edm-tiny", "--data", str(data), "--out", str(out)]) == 2
+    assert "only evaluate shares work between processes" in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["train"]) == 2
+    assert "usage" in capsys.readouterr().out
+
+
 PROBE = """
 import sys
 from sfumato.cli import main

@@ -184,8 +184,12 @@ def test_values_outside_their_range(tmp_path):
 
 
 def test_arrays_of_the_wrong_kind(tmp_path):
-    np.save(tmp_path / "int.npy", np.zeros((2, 4, 4), np.int64))
-    refused(tmp_path / "int.npy", "int64", "expected uint8", "astype")
+    np.save(tmp_path / "int.npy", np.arange(32).reshape(2, 4, 4))
+    refused(tmp_path / "int.npy", "int64", r"span \[0, 31\]", "example --value-range 0 31$")
+    np.save(tmp_path / "complex.npy", np.zeros((2, 4, 4), np.complex64))
+    refused(tmp_path / "complex.npy", "complex64", "whole-number or floating-point")
+    np.save(tmp_path / "one.npy", np.zeros((24, 20, 3), np.uint8))
+    refused(tmp_path / "one.npy", "one image of 24 x 20 with 3 channels, save array.None.")
     np.save(tmp_path / "flat.npy", np.zeros((2, 16), np.uint8))
     refused(tmp_path / "flat.npy", r"N,H,W", r"\(2, 16\)")
     np.save(tmp_path / "empty.npy", np.zeros((0, 4, 4), np.uint8))
@@ -276,8 +280,8 @@ def test_dataset_json_that_does_not_match(tmp_path, content, expected):
 def test_tiffs_that_are_not_one_image(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", picture((4, 16, 16, 3)), photometric="rgb")
     refused(tmp_path, r"a\.tif", "a stack with axes", "separate files")
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 4), np.int32))
-    refused(tmp_path, r"a\.tif", "8- or 16-bit unsigned or floating-point", "int32")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 4), np.complex64))
+    refused(tmp_path, r"a\.tif", "whole-number or floating-point", "complex64")
     tifffile.imwrite(
         tmp_path / "a.tif", picture((4, 16, 16), np.uint16), imagej=True, metadata={"axes": "ZYX"}
     )

@@ -44,7 +44,7 @@ def test_info_on_images_of_several_sizes(mixed: Path, capsys: Capture) -> None:
     assert "16 x 12 in 3, 10 x 20 in 1, 9 x 9 in 1 (height x width)" in printed
     assert "3 in 4, 1 in 1" in printed
     # What it advises is what training takes.
-    assert "--channels 3 --size 12 12" in printed
+    assert "--channels 3 --size 8 8" in printed
 
 
 def test_info_in_a_zip_and_of_several_depths(mixed: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -269,7 +269,7 @@ def test_how_many_training_images_were_searched_is_said():
     images = noise(4, 1, 8, 8)
     near = Neighbours(images, images, [0.1] * 4, searched=10_000, total=60_000)
     text = Page(run_page(RunReport("run", neighbours=near)).html()).text
-    assert "among 10,000 training images of 60,000, evenly spread" in text
+    assert "among 10,000 training images of 60,000, picked at random" in text
     whole = Page(run_page(RunReport("run", neighbours=replace(near, total=10_000))).html()).text
     assert "among all 10,000 training images." in whole
 

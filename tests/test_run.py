@@ -77,9 +77,9 @@ def test_a_run_folder_holds_what_is_promised(whole: Path) -> None:
 def test_a_window_of_the_log_is_the_mean_of_its_steps(tmp_path: Path, data: Path) -> None:
     losses = [record.loss for record in open_run(tmp_path, data, log_every=3).steps()]
     lines = log_of(tmp_path)
-    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["step"] for line in lines] == [1, 3, 6, STEPS]
     assert [line["loss"] for line in lines] == pytest.approx(
-        [np.mean(losses[:3]), np.mean(losses[3:6])], rel=1e-12
+        [losses[0], np.mean(losses[:3]), np.mean(losses[3:6]), np.mean(losses[6:])], rel=1e-12
     )
 
 

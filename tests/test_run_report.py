@@ -76,14 +76,14 @@ def test_real_images_are_spread_and_bounded_in_memory(monkeypatch: pytest.Monkey
     four_bytes_a_value = 4 * 4
     real = RealImages(images, most_bytes=50 * four_bytes_a_value)
     assert len(real) == 200
-    expected = to_model(images.read(range(0, 200, 4)), images.format)
+    expected = to_model(images.read(spread(200, 50)), images.format)
     assert torch.equal(real.x, expected)
     # More are streamed, each once and in order, never all at once.
     monkeypatch.setattr(real_images, "_BATCH", 16)
     images.most_at_once = 0
     streamed = torch.cat(list(real.stream()))
     assert torch.equal(streamed, to_model(images.read(range(200)), images.format))
-    assert torch.equal(torch.cat(list(real.stream(20))), streamed[::10])
+    assert torch.equal(torch.cat(list(real.stream(20))), streamed[spread(200, 20)])
     assert len(torch.cat(list(real.stream(1000)))) == 200
 
 
@@ -96,9 +96,9 @@ def test_batches_of_real_images_are_small(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_default_bound_holds_for_large_images() -> None:
-    held = real_images.MOST_BYTES // (4 * 3 * 256 * 256)
-    assert held * 4 * 3 * 256 * 256 <= 512 * 2**20
-    assert spread(50_000, held).max() < 50_000
+    assert real_images.held((3, 32, 32)) == 10_000
+    assert real_images.held((3, 256, 256)) == 512 * 2**20 // (4 * 3 * 256 * 256)
+    assert real_images.held((3, 4096, 4096)) == 16
 
 
 def test_a_broken_file_is_replaced_with_its_neighbours_label_and_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import os
@@ -18,6 +19,7 @@ from recipe_helpers import (
     QUIET,
     array_file,
     assert_same_run,
+    break_losses,
     log_of,
     open_run,
     pixels,
@@ -29,6 +31,7 @@ from sfumato.data.sources import open_images
 from sfumato.errors import CheckpointError, DataError
 from sfumato.recipes import preview as preview_module
 from sfumato.recipes import run as run_module
+from sfumato.recipes.model import Model, RawImages
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.training import checkpoint as checkpoint_module
@@ -176,17 +179,31 @@ def test_a_preview_that_fails_does_not_end_the_run(
     assert_same_run(tmp_path, whole)
 
 
-def break_losses(run: Run, calls: set[int], **plan: int) -> None:
-    """Let the loss of these calls, counted from 1, be NaN."""
-    loss, count = run.plan.objective.loss, itertools.count(1)
+def test_a_preview_of_a_diverged_network_does_not_end_the_run(
+    tmp_path: Path, data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Diverged(Model):
+        def sample(self, *arguments: Any, **options: Any) -> RawImages:
+            with torch.no_grad():
+                next(iter(self.network.parameters())).fill_(float("nan"))
+            return super().sample(*arguments, **options)
 
-    class Broken:
-        def loss(self, *arguments: Any) -> Any:
-            losses = loss(*arguments)
-            broken = next(count) in calls
-            return replace(losses, value=losses.value * float("nan")) if broken else losses
-
-    run.plan = replace(run.plan, objective=Broken(), **plan)  # type: ignore[arg-type]
+    said: list[str] = []
+    config = RunConfig(
+        small(steps=8), DataConfig(data=str(data), layout="NHWC"), replace(QUIET, sample_every=4)
+    )
+    run = Run.open(config, tmp_path, say=said.append)
+    kept = copy.deepcopy
+    monkeypatch.setattr(
+        run, "model", lambda: Diverged(run.recipe, kept(run.state.ema.network),  # type: ignore[arg-type]
+                                       run.images_set.format, run.classes)
+    )  # fmt: skip
+    list(run.steps())
+    told = [line for line in said if "no preview at image" in line]
+    assert len(told) == 2
+    assert all("36 of 36 images (0, 1, 2, 3, 4, ...)" in line for line in told)
+    assert "learning rate" in told[0]
+    assert_same_run(tmp_path, whole)
 
 
 def finite(path: Path) -> bool:

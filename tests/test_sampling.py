@@ -214,7 +214,7 @@ def test_a_network_that_returns_nan_stops_the_walk(bad: float):
     if bad == bad:
         next(walk)
         next(walk)
-    with pytest.raises(FloatingPointError, match=r"from sigma .* to .*, in images \[1\]"):
+    with pytest.raises(FloatingPointError, match=r"from sigma .* to .*, in 1 of 3 images \(1\)"):
         for _ in walk:
             pass
 

@@ -32,6 +32,7 @@ from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.training.checkpoint import load_checkpoint
 from sfumato.training.history import checkpoints, latest_checkpoint
+from sfumato.training.loop import Record
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,31 @@ def test_a_run_finished_by_the_clock_takes_no_more_steps(tmp_path: Path, data: P
     run = open_run(tmp_path, data, small(steps=100), resume=True, **timed)
     assert run.finished
     assert list(run.steps()) == []
+
+
+def test_minutes_that_are_over_are_told_to_be_the_total(tmp_path: Path, data: Path) -> None:
+    list(open_run(tmp_path, data, small(steps=100), minutes=1e-6).steps())
+    with pytest.raises(
+        ConfigError, match=r"already trained for .*: nothing to do.*1e-06 is the total"
+    ):
+        open_run(tmp_path, data, small(steps=100), resume=True, minutes=1e-6)
+
+
+def test_pauses_do_not_count_in_the_bars_rate(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Run.steps
+
+    def paused(run: Run) -> Iterator[Record]:
+        for record in steps(run):
+            run.progress.seconds = record.step * 2.0  # four images in two seconds
+            yield record
+
+    monkeypatch.setattr(Run, "steps", paused)
+    assert main(["train", "edm-tiny", "--data", str(data), *options_for(16),
+                 "--out", str(tmp_path / "run")]) == 0  # fmt: skip
+    assert re.search(r"0.0. s left, 2 images/s, loss|0 s left, 2 images/s, loss",
+                     capsys.readouterr().err)  # fmt: skip
 
 
 def test_ctrl_c_while_data_are_opened_ends_at_once(

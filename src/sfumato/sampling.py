@@ -80,10 +80,13 @@ def _check_finite(x: Tensor, sigma: Tensor, sigma_next: Tensor) -> None:
     finite = x.isfinite().flatten(1).all(1) if x.ndim > 1 else x.isfinite()
     if not finite.all():
         images = (~finite).nonzero().flatten().tolist()
+        listed = ", ".join(map(str, images[:5])) + (", ..." if images[5:] else "")
         raise FloatingPointError(
             f"x is not finite after the step from sigma {float(sigma):.6g} to "
-            f"{float(sigma_next):.6g}, in images {images} of the batch: the network returned NaN "
-            f"or infinity there or earlier; try float32 in place of a lower precision"
+            f"{float(sigma_next):.6g}, in {len(images)} of {len(x)} images ({listed}): the "
+            f"network returned NaN or infinity there or earlier; either its training diverged (a "
+            f"lower learning rate, or an earlier checkpoint), or try float32 in place of a lower "
+            f"precision"
         )
 
 

@@ -39,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        print(f"sfumato: unknown verb {verb!r}{hint}\n\n{_overview()}", file=sys.stderr)
+        print(f"{_overview()}\n\nsfumato: unknown verb {verb!r}{hint}", file=sys.stderr)
         return 2
     from sfumato.errors import ConfigError, SfumatoError
 
     try:
+        _refuse_processes(verb)
         module = importlib.import_module(f"sfumato.cli.{verb}")
         return module.run(arguments[1:])
     except KeyboardInterrupt:
@@ -55,6 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             print(f"sfumato {verb}: {_in_words(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _refuse_processes(verb: str) -> None:
+    """Raise ConfigError where torchrun started several copies of a verb that knows but one."""
+    from sfumato.errors import ConfigError
+
+    count = os.environ.get("WORLD_SIZE", "1")
+    if verb != "evaluate" and count.isdecimal() and int(count) > 1:
+        raise ConfigError(
+            f"{count} processes were started (WORLD_SIZE={count}), and only evaluate shares work "
+            f"between processes so far: run sfumato {verb} once, without torchrun"
+        )
 
 
 def _in_words(error: Exception) -> str:

@@ -33,10 +33,20 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if path.is_dir() and (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path} looks like a run, but its config.toml is missing")
-    from sfumato.data.sources import open_images
+    from sfumato.data.pixels import UnknownRangeError, range_option
+    from sfumato.data.sources import class_names, open_images
 
     try:
         print(open_images(options.path).describe())
+        _print_classes(class_names(options.path))
+    except UnknownRangeError as error:
+        span = (error.low, error.high if error.high > error.low else error.low + 1)
+        print(open_images(options.path, value_range=span).describe())
+        _print_classes(class_names(options.path, span))
+        print(
+            "Nothing says which values are black and white: to train on them, say so, for example "
+            f"{range_option(error.low, error.high)}"
+        )
     except DataError:
         # Images of several kinds are no one set yet; what there is can still be said.
         if not (path.is_dir() or path.suffix.lower() == ".zip") or not _print_mixture(path):
@@ -44,8 +54,17 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _print_classes(names: tuple[str, ...]) -> None:
+    if len(names) < 2:
+        print("no class labels (sub-folders, a dataset.json or labels beside an array)")
+        return
+    listed = ", ".join(names[:12]) + (", ..." if names[12:] else "")
+    print(f"{len(names)} classes, learned with --classes: {listed}")
+
+
 def _print_mixture(path: Path) -> bool:
     """Print what images of several kinds there are; False where they are all alike."""
+    from sfumato.data.files import common_side
     from sfumato.data.survey import survey
 
     found = survey(path)
@@ -60,7 +79,7 @@ def _print_mixture(path: Path) -> bool:
     if len(found.channels) > 1:
         options.append(f"--channels {found.channels.most_common(1)[0][0]}")
     if len(found.sizes) > 1:
-        side = min(found.sizes.most_common(1)[0][0])
+        side = common_side(found.sizes)
         options.append(f"--size {side} {side}")
     print(f"To train on them, choose what they become, for example {' '.join(options)}")
     return True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -24,14 +28,41 @@ def parse(
 ) -> Options:
     """Return `cls` filled in from the arguments; help and usage errors print and exit."""
     config = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(
-        cls,
-        prog=f"sfumato {verb}",
-        description=description,
-        args=list(arguments),
-        default=default if default is not None else tyro.MISSING_NONPROP,
-        config=config,
-    )
+    try:
+        return tyro.cli(
+            cls,
+            prog=f"sfumato {verb}",
+            description=description,
+            args=list(arguments),
+            default=default if default is not None else tyro.MISSING_NONPROP,
+            config=config,
+        )
+    except SystemExit as end:
+        if end.code:
+            for hint in _nearest_choices(cls, arguments):
+                print(f"sfumato {verb}: {hint}", file=sys.stderr)
+        raise
+
+
+def _nearest_choices(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """For each option whose value is none of its choices, the choice that it resembles."""
+    known = dict(_choices(cls))
+    words = [part for word in arguments for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        choices = known.get(option.rpartition(".")[2].removeprefix("--").replace("-", "_"), ())
+        if option.startswith("--") and choices and value not in choices:
+            for close in difflib.get_close_matches(value, choices, 1, cutoff=0.5):
+                yield f"unknown {option} {value!r}; did you mean {close!r}?"
+
+
+def _choices(kind: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names of fields that take one of several words, with these, also of fields of fields."""
+    for name, hint in get_type_hints(kind).items():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part):
+                yield from _choices(part)
+            elif get_origin(part) is Literal:
+                yield name, tuple(map(str, get_args(part)))
 
 
 def free_folder(wanted: Path) -> Path:

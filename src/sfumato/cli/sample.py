@@ -74,13 +74,18 @@ def run(arguments: Sequence[str]) -> int:
     shared = _completed(options, model, sampler)
     folder = options.out or free_folder(_default_folder(options, model.path))
     steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)
-    print(f"sampling {options.n} images with {sampler.solver}, {steps}, from {model.path}")
     from tqdm import tqdm
 
     start = time.perf_counter()
     seeds = range(options.seed, options.seed + options.n)
     drawn = model.samples(seeds, label=options.class_, sampler=sampler)
     label = options.class_ and model.classes[model.class_index(options.class_)]
+    print(f"sampling {options.n} images with {sampler.solver}, {steps}, from {model.path}")
+    if options.n < sampler.batch:
+        print(
+            f"they fill one batch of {sampler.batch}, padded so that a seed gives the same image "
+            f"for any -n: --batch {options.n} is faster"
+        )
     writer = SampleWriter(folder, model, sampler, options.seed, label)
     with tqdm(total=options.n, unit="image") as bar:
         for images in drawn:

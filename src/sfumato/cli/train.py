@@ -19,7 +19,7 @@ from sfumato.recipes.toml import difference
 if TYPE_CHECKING:
     from sfumato.recipes.run import Run
 
-_BAR = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} images [{remaining} left, {rate_fmt}{postfix}]"
+_BAR = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} images [{desc}]"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ResumeOptions:
     images: int | None = None
     """Train on, up to so many images in all."""
     minutes: float | None = None
-    """Train on, up to so many minutes in all."""
+    """Train on, up to so many minutes in all, those of earlier sessions included."""
     threads: int | None = None
     """CPU threads; as before if not given (another number changes the last bits)."""
 
@@ -135,6 +135,7 @@ def _train(run: Run) -> str | None:
 
     print(f"training to {run.folder} (Ctrl-C stops it and keeps what was learned)")
     expected = run.progress.expected_images
+    images, seconds = run.images, run.seconds
     with (
         Interruption() as interruption,
         tqdm(initial=run.images, unit="img", bar_format=_BAR, total=expected) as bar,
@@ -143,11 +144,20 @@ def _train(run: Run) -> str | None:
             if record.message:
                 bar.write(record.message)
             bar.total = run.progress.expected_images
-            bar.set_postfix_str(_postfix(record.loss, run.progress.waited_share), refresh=False)
+            # By the seconds of training: previews and measuring would make a bar's own rate jump.
+            rate = (record.images - images) / max(run.seconds - seconds, 1e-9)
+            left = (bar.total - record.images) / rate if rate > 0 else None
+            told = _postfix(record.loss, run.progress.waited_share)
+            bar.set_description_str(f"{_pace(rate, left)}, {told}", refresh=False)
             bar.update(record.images - bar.n)
             if interruption.requested:
                 run.interrupt()
     return interruption.name if run.interrupted else None
+
+
+def _pace(rate: float, left: float | None) -> str:
+    """Images a second, and the seconds left where they can be told."""
+    return ("" if left is None else f"{duration(max(left, 0))} left, ") + f"{rate:.4g} images/s"
 
 
 def _postfix(loss: float, waited: float) -> str:

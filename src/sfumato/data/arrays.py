@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from sfumato.data.images import Images, Indices, digest
 from sfumato.data.labels import checked_labels
-from sfumato.data.pixels import DTYPES, Dtype, float_range, pixel_format
+from sfumato.data.pixels import DTYPES, Dtype, UnknownRangeError, float_range, pixel_format
 from sfumato.data.shaping import Fit, channels_convertible, to_channels, to_size
 from sfumato.errors import DataError
 
 Layout = Literal["NHWC", "NCHW"]
 
 MOST_CHANNELS = 64
+_FEW_COLUMNS = 16  # a last axis up to here may count channels
+_SURELY_NO_STRIP = 8  # grey images of at most 4 columns and so many rows are no images
 _HASHED_BYTES = 2**20  # of the beginning, middle and end of an array
 
 
@@ -26,8 +28,9 @@ class InMemory(Images):
     """An array [N, H, W], [N, H, W, C] or [N, C, H, W] as images; memory maps stay on disk.
 
     uint8 and uint16 are taken as they are; float16, float32 and float64 become float32, in the
-    stated `value_range`, else [0, 1] or [-1, 1] by their extremes. DataError on other dtypes, NaN,
-    values outside the range, an unclear layout, or labels that do not match.
+    stated `value_range`, else [0, 1] or [-1, 1] by their extremes; so do other whole numbers, whose
+    range must be stated. DataError on other dtypes, NaN, values outside the range, an unclear
+    layout, or labels that do not match.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class InMemory(Images):
         self._fit: Fit = fit
         self._dtype = _pixel_dtype(array, source)
         self._array = as_nchw(array, layout, source)
+        self._hint = _one_image(array.shape)
         if not len(array):
             raise DataError(f"{source}: expected at least one image, got an empty array")
         _, have, height, width = self._array.shape
@@ -70,6 +74,10 @@ class InMemory(Images):
 
     def __len__(self) -> int:
         return len(self._array)
+
+    def describe(self) -> str:
+        """One line, with a doubt where a single image may have been read as many."""
+        return super().describe() + (f" (read as {self._hint})" if self._hint else "")
 
     def read(self, indices: Indices) -> NDArray[Any]:
         """Raw images [n, C, H, W]."""
@@ -99,6 +107,9 @@ class InMemory(Images):
                     "holds NaN or infinity; remove or repair it"
                 )
             low, high = min(low, float(part.min())), max(high, float(part.max()))
+        if stated is None and self._array.dtype.kind in "iu":
+            why = f"{self._array.dtype.name} values have no range of their own"
+            raise UnknownRangeError(self.source, low, high, why)
         if stated is None:
             return float_range(low, high, self.source)
         if low < stated[0] or high > stated[1]:
@@ -114,9 +125,12 @@ def as_nchw(array: NDArray[Any], layout: Layout | None, where: str) -> NDArray[A
     """A view [N, C, H, W] of [N, H, W] (grey), [N, H, W, C] or [N, C, H, W].
 
     Unless `layout` is given, the channel axis is axis 1 or the last, whichever is smaller and at
-    most 64. If the two are equal, or both could count channels (both at most 4), DataError.
+    most 64. If the two are equal, or both could count channels (both at most 4), DataError; so for
+    three axes that are surely one image [H, W, C].
     """
     if array.ndim == 3:
+        if array.shape[2] <= 4 and array.shape[1] >= _SURELY_NO_STRIP:
+            raise DataError(f"{where}: shape {array.shape} would be {_one_image(array.shape)}")
         return array[:, None]
     if array.ndim != 4:
         raise DataError(
@@ -189,14 +203,25 @@ def _load(path: Path, mmap: bool) -> Any:
 
 def _pixel_dtype(array: NDArray[Any], where: str) -> Dtype:
     name = array.dtype.name
-    if name in ("float16", "float64"):
+    if array.dtype.kind in "iuf" and name not in DTYPES:
         name = "float32"
     for known in DTYPES:
         if name == known:
             return known
     raise DataError(
-        f"{where}: expected uint8, uint16, float16, float32 or float64 pixels, got "
-        f"{array.dtype}; convert them, for example with array.astype(numpy.uint8)"
+        f"{where}: expected whole-number or floating-point pixels, got {array.dtype}; save them "
+        "as uint8, uint16 or float32, whichever holds every value"
+    )
+
+
+def _one_image(shape: Sequence[int]) -> str:
+    """What [N, H, W] is read as where it may be one image [H, W, C]; else nothing."""
+    if len(shape) != 3 or shape[2] > _FEW_COLUMNS or shape[1] <= shape[2]:
+        return ""
+    count, height, width = shape
+    return (
+        f"{count:,} grey images of {height} x {width}; if it is one image of {count} x {height} "
+        f"with {width} channels, save array[None], if not, array[..., None]"
     )
 
 

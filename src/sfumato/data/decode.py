@@ -4,7 +4,9 @@ Rules. 1-bit becomes 8-bit grey. A palette becomes RGB, or grey when all its ent
 and YCbCr become RGB. Alpha (a real channel or PNG transparency) is dropped, the colours under it
 staying as stored, or kept as the last channel. EXIF orientation is applied. Of an animation the
 first frame counts. 16 bits stay 16 bits: pillow would silently cut 16-bit colour PNGs and TIFFs to
-8, so those, float and multi-band TIFFs go through imagecodecs and tifffile (extra `data`).
+8, so those, float and multi-band TIFFs go through imagecodecs and tifffile (extra `data`). A `.npy`
+is one image [C, H, W] or [H, W], as `save_image` writes it. Whole numbers of other kinds than uint8
+and uint16 become float32.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ Alpha = Literal["drop", "keep"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
+ARRAY = ".npy"
+"""The suffix of single images as arrays, for what no image file holds."""
+
+_MOST_BANDS = 64
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # colour type -> channels of the kinds pillow truncates
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -46,6 +52,8 @@ class Header:
 def read_header(stream: BinaryIO, name: str, alpha: Alpha) -> Header:
     """Shape and depth after all the rules above; UnreadableImageError if there is no image."""
     try:
+        if name.lower().endswith(ARRAY):
+            return _array_header(stream, name)
         return _Image(stream, name, alpha).header()
     except (SfumatoError, MemoryError):
         raise
@@ -56,7 +64,10 @@ def read_header(stream: BinaryIO, name: str, alpha: Alpha) -> Header:
 def decode(stream: BinaryIO, name: str, alpha: Alpha) -> NDArray[Any]:
     """The pixels [C, H, W], uint8, uint16 or float32; UnreadableImageError if damaged."""
     try:
-        image = _Image(stream, name, alpha).pixels()
+        if name.lower().endswith(ARRAY):
+            image = _array_pixels(stream, name)
+        else:
+            image = _Image(stream, name, alpha).pixels()
     except (SfumatoError, MemoryError):
         raise
     except Exception as error:  # as above
@@ -69,6 +80,32 @@ def decode(stream: BinaryIO, name: str, alpha: Alpha) -> NDArray[Any]:
 def _complaint(name: str, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return f"{name} ({reason})"
+
+
+def _array_header(stream: BinaryIO, name: str) -> Header:
+    version = np.lib.format.read_magic(stream)
+    lib = np.lib.format
+    read = lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    channels, height, width = _one_image(shape, name)
+    return Header(channels, height, width, _known_dtype(dtype, name))
+
+
+def _array_pixels(stream: BinaryIO, name: str) -> NDArray[Any]:
+    array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    image = array.reshape(_one_image(array.shape, name))
+    return image.astype(_known_dtype(image.dtype, name), order="C")
+
+
+def _one_image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """[C, H, W] of one image; DataError for anything that is none."""
+    full = (1, *shape) if len(shape) == 2 else shape
+    if len(full) != 3 or full[0] > _MOST_BANDS:
+        raise DataError(
+            f"{name}: expected one image as [C, H, W] or [H, W], got shape {shape}; for an array "
+            "of many images give the .npy itself, not its folder"
+        )
+    return full[0], full[1], full[2]
 
 
 class _Image:
@@ -168,13 +205,14 @@ class _Image:
 
 
 def _known_dtype(dtype: np.dtype[Any], name: str) -> Dtype:
-    found = "float32" if dtype.kind == "f" else str(dtype)
+    found = dtype.name
+    if dtype.kind in "iuf" and found not in DTYPES:
+        found = "float32"
     for known in DTYPES:
         if found == known:
             return known
     raise DataError(
-        f"{name}: expected 8- or 16-bit unsigned or floating-point pixels, got {dtype}; "
-        "convert the file"
+        f"{name}: expected whole-number or floating-point pixels, got {dtype}; convert the file"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.containers import Container, is_junk, natural_key
-from sfumato.data.decode import SUFFIXES, Alpha, Header, decode, read_header
+from sfumato.data.decode import ARRAY, SUFFIXES, Alpha, Header, decode, read_header
 from sfumato.data.images import (
     Images,
     Indices,
@@ -27,6 +27,12 @@ from sfumato.errors import DataError
 
 # Sets up to here are decoded once on opening, so broken files surface at once and not hours later.
 VERIFY_FILES, VERIFY_BYTES = 2_000, 64 * 2**20
+
+
+RECORDS = ("sample.toml", "interpolate.toml", "latents.toml")
+"""Beside one of these lie images that Sfumato drew, and ..."""
+SHEETS = ("grid.png", "progressive.png", "share-latent.png", "strip.png")
+"""... sheets of them, which are no images of the set."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,27 @@ class FileImages(Images):
 
 
 def image_names(container: Container) -> list[str]:
-    """Names of the image files in natural order; DataError where there is none."""
-    names = [n for n in container.names if not is_junk(n) and n.lower().endswith(SUFFIXES)]
+    """Names of the image files in natural order; DataError where there is none.
+
+    Sheets of images that Sfumato put beside its samples do not count, and arrays [C, H, W] only
+    where there is nothing else.
+    """
+    sheets = {
+        name.rpartition("/")[0] + "/" + sheet
+        for name in container.names
+        if name.rpartition("/")[2] in RECORDS
+        for sheet in SHEETS
+    }
+    good = [n for n in container.names if not is_junk(n)]
+    names = [n for n in good if n.lower().endswith(SUFFIXES) and _rooted(n) not in sheets]
+    names = names or [n for n in good if n.lower().endswith(ARRAY)]
     if not names:
         raise DataError(_nothing_found(container))
     return sorted(names, key=natural_key)
+
+
+def _rooted(name: str) -> str:
+    return name if "/" in name else f"/{name}"
 
 
 def read_headers(
@@ -199,14 +221,28 @@ def _common_shape(
     if size is None:
         if len(sizes) > 1:
             common = ", ".join(f"{h} x {w} ({n:,})" for (h, w), n in sizes.most_common(5))
-            short = min(sizes.most_common(1)[0][0])
+            least, middle, most = short_sides(sizes)
+            side = common_side(sizes)
             raise DataError(
                 f"{where}: expected images of one size, found {len(sizes)} sizes (height x width), "
-                f"most often {common}; choose one with --size HEIGHT WIDTH, for example --size "
-                f"{short} {short} (crops to the centre; --fit stretch or strict for other rules)"
+                f"most often {common}; short sides are {least} to {most}, half of them {middle} or "
+                f"more; choose one size with --size HEIGHT WIDTH, for example --size {side} {side} "
+                "(crops to the centre; --fit stretch or strict for other rules)"
             )
         size = next(iter(sizes))
     return (want, *size), next(iter(dtypes))
+
+
+def short_sides(sizes: Counter[tuple[int, int]]) -> tuple[int, int, int]:
+    """Least, median and greatest of the images' short sides."""
+    sides = sorted(min(size) for size in sizes.elements())
+    return sides[0], sides[len(sides) // 2], sides[-1]
+
+
+def common_side(sizes: Counter[tuple[int, int]]) -> int:
+    """A side to suggest: the multiple of 8 at or below the median short side (it, if below 8)."""
+    middle = short_sides(sizes)[1]
+    return max(middle // 8 * 8, min(middle, 8))
 
 
 def _counts(counter: Counter[Any], headers: Mapping[str, Header], field: str) -> str:

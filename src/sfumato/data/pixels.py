@@ -117,19 +117,37 @@ def pixel_format(
     return PixelFormat(*shape, dtype, float(value_range[0]), float(value_range[1]))
 
 
+class UnknownRangeError(DataError):
+    """Pixels that need a stated value range; `low` and `high` are what they span."""
+
+    def __init__(self, what: str, low: float, high: float, why: str) -> None:
+        super().__init__(
+            f"{what}: {why}, but they span [{low:g}, {high:g}]; state the raw values of black and "
+            f"white with --value-range LOW HIGH (value_range=(low, high)), "
+            f"for example {range_option(low, high)}"
+        )
+        self.low, self.high = low, high
+
+
+def range_option(low: float, high: float) -> str:
+    """The option that states a span as the value range, fractions rounded outwards."""
+    high = high if high > low else low + 1
+    if low % 1 or high % 1:
+        unit = 10.0 ** (math.floor(math.log10(high - low)) - 2)
+        low, high = math.floor(low / unit) * unit, math.ceil(high / unit) * unit
+    return f"--value-range {low:.10g} {high:.10g}"
+
+
 def float_range(minimum: float, maximum: float, what: str) -> tuple[float, float]:
     """The default range of float images: [0, 1] if all values lie inside it, else [-1, 1].
 
-    Raises DataError naming the extremes when they fit neither.
+    Raises UnknownRangeError naming the extremes when they fit neither.
     """
     for low, high in ((0.0, 1.0), (-1.0, 1.0)):
         if low <= minimum and maximum <= high:
             return low, high
-    raise DataError(
-        f"{what}: float values were expected inside [0, 1] or [-1, 1], but they span "
-        f"[{minimum:g}, {maximum:g}]; state the range with --value-range LOW HIGH "
-        "(value_range=(low, high))"
-    )
+    why = "values without a range of their own were expected inside [0, 1] or [-1, 1]"
+    raise UnknownRangeError(what, minimum, maximum, why)
 
 
 def to_model(array: NDArray[Any], fmt: PixelFormat) -> Tensor:

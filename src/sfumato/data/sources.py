@@ -9,14 +9,15 @@ from sfumato.data.arrays import InMemory, Layout, open_npy, open_npz
 from sfumato.data.builtin import fashion_mnist
 from sfumato.data.containers import Archive, Folder
 from sfumato.data.decode import Alpha
-from sfumato.data.files import FileImages, Shaping
+from sfumato.data.files import FileImages, Shaping, image_names
 from sfumato.data.idx import looks_like_idx, open_idx
 from sfumato.data.images import Images, Subset
+from sfumato.data.labels import file_labels
 from sfumato.data.reader import as_arrays
 from sfumato.data.shaping import Fit
 from sfumato.errors import DataError
 
-__all__ = ["Images", "InMemory", "Subset", "as_arrays", "open_images"]
+__all__ = ["Images", "InMemory", "Subset", "as_arrays", "class_names", "open_images"]
 
 BUILTIN = ("fashion-mnist:train", "fashion-mnist:test")
 
@@ -58,6 +59,20 @@ def open_images(
         "channels": channels,
     }
     return images
+
+
+def class_names(
+    path: str | Path, value_range: tuple[float, float] | None = None
+) -> tuple[str, ...]:
+    """Names of the classes that labels=True would find at this path; none where it would fail."""
+    where = Path(path)
+    try:
+        if where.is_dir() or where.suffix.lower() == ".zip":
+            container = Folder(where) if where.is_dir() else Archive(where)
+            return file_labels(container, image_names(container))[1]
+        return open_images(path, value_range=value_range, labels=True).classes
+    except DataError:
+        return ()
 
 
 def _open(name: str, shaping: Shaping, layout: Layout | None, labels: bool) -> Images:

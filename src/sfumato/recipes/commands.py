@@ -14,9 +14,10 @@ from sfumato.recipes.run_data import IN_MEMORY
 from sfumato.recipes.toml import difference
 
 
-def train_command(config: RunConfig) -> str:
+def train_command(config: RunConfig, folder: Path | None = None) -> str:
     """Return the `sfumato train` line of a run: its recipe's name and every option that differs.
 
+    --out is among them where the run's folder is not what it would be without.
     A comment where no line can: images in memory, or a recipe or network of the user's own.
     """
     name = config.recipe.name
@@ -28,12 +29,20 @@ def train_command(config: RunConfig) -> str:
     if any(is_dataclass(value) for value in changed.values()):
         return "# the network is not of the recipe's kind: config.toml beside this page holds all"
     given = _changes(config.data, DataConfig()) | _changes(config.run, Bookkeeping()) | changed
-    return shlex.join(["sfumato", "train", name, *_options(given)])
+    out = [] if folder is None or _by_default(folder, name) else ["--out", str(folder)]
+    return shlex.join(["sfumato", "train", name, *_options(given), *out])
 
 
 def sample_command(folder: Path) -> str:
     """Return the line that draws 64 images from a run."""
     return shlex.join(["sfumato", "sample", str(folder), "-n", "64"])
+
+
+def _by_default(folder: Path, name: str) -> bool:
+    """Whether this is runs/NAME, or runs/NAME-2, ... where that was taken."""
+    number = folder.name.removeprefix(name).removeprefix("-")
+    numbered = folder.name.startswith(name) and (not number or number.isdecimal())
+    return folder.parent == Path("runs") and numbered
 
 
 def _changes(value: DataConfig | Bookkeeping, default: DataConfig | Bookkeeping) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def frechet(
     )
     few = [] if len(samples) >= 1000 else [
         f"The Fréchet distance of only {len(samples)} samples is far above its value for many: "
-        "compare it with the number beside it, or draw more (--report-samples 2000)."
+        + ("compare it with the number beside it, or " if real is not None else "")
+        + "draw more (--report-samples 2000)."
     ]  # fmt: skip
     return [row], few
 

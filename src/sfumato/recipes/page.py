@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 64
 _SEED = 1_000_000
+_JUDGED_IMAGES = 20_000  # before, the losses say how far training is and not what suits the images
 
 
 def write_page(run: Run, say: Callable[[str], None]) -> Path:
@@ -68,8 +69,9 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
             name=run.folder.name,
             subtitle=f"{run.recipe.name} on {run.images_set.describe()}",
             recipe=_flat(to_toml(run.recipe)),
-            commands=[train_command(run.config), sample_command(run.folder)],
+            commands=[train_command(run.config, run.folder), sample_command(run.folder)],
             log=[line for line in run_log.read(run.log.path) if {"loss", "frechet"} & line.keys()],
+            images_seen=run.images,
             levels=_levels(run),
             samples=samples[:_SHOWN],
             real=training.x[torch.from_numpy(spread(len(training.x), _SHOWN))],
@@ -114,7 +116,7 @@ def _levels(run: Run) -> LevelLoss | None:
     advice = "The loss is EDM's: 1 where nothing but mean and variance was learned."
     drawn = run.plan.noise
     better = suggest_log_normal(statistics)
-    if isinstance(drawn, LogNormal) and better is not None:
+    if isinstance(drawn, LogNormal) and better is not None and run.images >= _JUDGED_IMAGES:
         if fits_badly(drawn, better):
             advice += (
                 f" Training drew ln sigma from N({drawn.mean:g}, {drawn.std:g}^2); the levels "

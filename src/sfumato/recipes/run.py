@@ -21,10 +21,17 @@ from sfumato.recipes.plan import decay_of, plan_of
 from sfumato.recipes.preview import Preview, Watcher, preview_sampler
 from sfumato.recipes.progress import Every, FittedDecay, Progress
 from sfumato.recipes.run_config import Arithmetic, Bookkeeping, RunConfig
-from sfumato.recipes.run_data import check_sets, data_config, open_data, sigma_data_of
+from sfumato.recipes.run_data import (
+    check_sets,
+    data_config,
+    open_data,
+    open_to_measure,
+    sigma_data_of,
+)
 from sfumato.recipes.run_log import RunLog
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
 from sfumato.recipes.toml import to_toml
+from sfumato.report.words import duration
 from sfumato.training.checkpoint import Checkpoint, expect_same, restore
 from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record
@@ -136,7 +143,7 @@ class Run:
         if images is None:
             images = open_data(config.data, config.data.data)
         if test is None and config.data.test:
-            test = open_data(config.data, config.data.test)
+            test = open_to_measure(config.data, config.data.test)
         check_sets(images, test)
         say(f"data {images.describe()}")
         run = cls(config, folder, images, test, begun.precision, say)
@@ -216,6 +223,8 @@ class Run:
                 for record in train_steps(self.state, batches, self.plan, self.recipe.images):
                     self._note(record, batches)
                     saver.note(self.position)
+                    if record.rolled_back and measuring:
+                        measuring.forget_after(record.step)
                     self._watch(watchers, record)
                     saver.best = measuring.best_step if measuring else None
                     yield record
@@ -227,6 +236,9 @@ class Run:
                 self.position = batches.position
                 self.log.go_back(self.state.step)
                 saver.note(self.position)
+                if measuring:
+                    measuring.forget_after(self.state.step)
+                    saver.best = measuring.best_step
                 raise
             finally:
                 saver.finish()
@@ -254,13 +266,19 @@ class Run:
         self.progress.waited = checkpoint.describe.get("waited", 0.0)
         lacks_report = self.config.run.report and not (self.folder / REPORT).exists()
         if self.finished and not lacks_report:
-            raise ConfigError(
-                f"{self.folder} is finished ({checkpoint.images:,} images): to train on, give a "
-                f"larger --images or --minutes"
-            )
+            raise ConfigError(f"{self.folder} {self._done()}")
         self.log.resume(checkpoint.step, checkpoint.describe["window"])
         if not self.finished:
             self.say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")
+
+    def _done(self) -> str:
+        """What to say where nothing is left to train."""
+        if self.images >= self.recipe.images:
+            return f"is finished ({self.images:,} images): to train on, give a larger --images"
+        return (
+            f"was already trained for {duration(self.seconds)}: nothing to do, for --minutes "
+            f"{self.config.run.minutes:g} is the total over all sessions; give a larger one"
+        )
 
     def _watchers(self) -> list[Watcher]:
         """What looks at the model from time to time."""
@@ -279,12 +297,14 @@ class Run:
         )
 
     def _watch(self, watchers: list[Watcher], record: Record) -> None:
+        if record.skipped or record.rolled_back:
+            return  # Weights of an earlier step: nothing new to see, and nothing that is saved.
         for watcher in watchers:
             if not watcher.every.due(record.step, self.progress.share):
                 continue
             try:
                 watcher.look(self.model(), record.step)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, FloatingPointError) as error:
                 name = type(watcher).__name__.lower()
                 self.say(f"warning: no {name} at image {record.images:,}: {error}")
 
@@ -292,7 +312,7 @@ class Run:
         """Write down what a step did."""
         self.position = batches.position
         self.progress.add(record)
-        self.log.add(record, self.progress.seconds)
+        self.log.add(record, self.progress.seconds, last=self.finished)
         found = batches.skipped
         if len(found) > len(self.unreadable):
             for complaint in found[len(self.unreadable) :]:

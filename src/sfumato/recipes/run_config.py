@@ -34,7 +34,7 @@ class DataConfig:
     alpha: Literal["drop", "keep"] = "drop"
     """What happens to transparency in image files; arrays keep every channel."""
     value_range: tuple[float, float] | None = None
-    """Raw values that mean black and white, for float arrays."""
+    """Raw values that mean black and white, for floats and signed whole numbers."""
     layout: Literal["NHWC", "NCHW"] | None = None
     """Axis order of 4-D arrays where it cannot be told from the shape."""
     channels: int | None = None
@@ -48,7 +48,8 @@ class Bookkeeping:
     """When to look, save and stop."""
 
     minutes: float = 0.0
-    """Stop after so many minutes of training, the decay fitted to them; 0: no limit."""
+    """Stop after so many minutes of training in all, the decay fitted to them; 0: no limit.
+    Measuring and the report come on top."""
     log_every: int = 50
     """Steps between lines of log.jsonl."""
     sample_every: int = 0
@@ -62,9 +63,10 @@ class Bookkeeping:
     report_samples: int = 256
     """Images drawn for the report (and its Fréchet distance); 2,000 or more make it meaningful."""
     eval_every: int = 0
-    """Steps between measurements of the Fréchet distance; 0: none. The best checkpoint is kept."""
+    """Steps between measurements of the Fréchet distance, each on eval-n new images; 0: none.
+    The best checkpoint is kept."""
     eval_n: int = 2000
-    """Images drawn for each of them."""
+    """Images drawn for each of them (costs what sfumato sample -n takes)."""
     eval_features: str = "efficientnet"
     """What looks at them: efficientnet, inception:FILE, dinov2:FILE, classifier, FILE.pt, .onnx."""
     device: str = "auto"

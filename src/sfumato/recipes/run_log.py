@@ -18,6 +18,7 @@ from sfumato.training.loop import Record
 class RunLog:
     """Writes a line for every `every` steps: the mean loss of the window, rates and speed.
 
+    The first step has a line of its own, and what is left of a window when the run ends.
     `window` holds the sums of the unfinished window, so that a resumed run logs what an
     uninterrupted one would. Where the disk is full it says so once and keeps the lines until they
     can be written: a log must not end a training.
@@ -65,8 +66,11 @@ class RunLog:
                     self._board.close()
                 self._board = None
 
-    def add(self, record: Record, seconds: float) -> None:
-        """Note one step; write a line where a window is full, or something is to be said."""
+    def add(self, record: Record, seconds: float, *, last: bool = False) -> None:
+        """Note one step; write a line where a window is full, or something is to be said.
+
+        `seconds` of training so far; `last`: the run ends with this step.
+        """
         if record.rolled_back:
             self.go_back(record.step)
         w = self.window
@@ -79,7 +83,8 @@ class RunLog:
         w["waited"] += record.waited
         if record.message:
             self.note(record, record.message)
-        if record.step % self.every == 0 and w["steps"]:
+        full = last or record.step % self.every == 0
+        if (full or record.step == 1) and w["steps"]:
             self._write(
                 {
                     "step": record.step,
@@ -92,6 +97,7 @@ class RunLog:
                     "seconds": seconds,
                 }
             )
+        if full and w["steps"]:
             self.window = _empty()
 
     def note(self, record: Record, message: str) -> None:

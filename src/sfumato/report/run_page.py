@@ -46,7 +46,7 @@ class Neighbours:
     """Share of samples nearer to training than to as many held-out images; 0.5 by chance."""
     closer_share_error: float | None = None
     searched: int | None = None
-    """Among how many training images the nearest were looked for, evenly spread ..."""
+    """Among how many training images the nearest were looked for, picked at random ..."""
     total: int | None = None
     """... of so many."""
 
@@ -89,6 +89,8 @@ class RunReport:
     log: Sequence[Mapping[str, Any]] = ()
     """Records with 'images' and 'loss'; also read: 'images_per_second', 'waited_share' (the share
     of time spent waiting for data, 0 to 1)."""
+    images_seen: int | None = None
+    """By the run; None: what the log's last record says."""
     levels: LevelLoss | None = None
     samples: Images | None = None
     real: Images | None = None
@@ -144,8 +146,8 @@ def _headline(run: RunReport) -> list[Card]:
         cards.append(
             Card("Fréchet distance", f"{row.value:.4g}", f"{floor}{_count(row.n)} samples")
         )
-    if run.log and "images" in run.log[-1]:
-        seen = run.log[-1]["images"]
+    seen = run.images_seen or next((r["images"] for r in run.log[::-1] if "images" in r), None)
+    if seen is not None:
         cards.append(Card("Images seen", _count(seen)))
     if speeds := [r["images_per_second"] for r in run.log if "images_per_second" in r]:
         cards.append(Card("Training speed", f"{statistics.median(speeds):.3g} img/s", "median"))
@@ -191,11 +193,12 @@ def _trajectory(page: Report, run: RunReport) -> None:
 def _frechet(page: Report, run: RunReport) -> None:
     if not run.frechet:
         return
+    beside = any(row.real_vs_real is not None for row in run.frechet)
     page.section(
         "Fréchet distance",
         "Distance between the feature statistics of two sets of images, lower is nearer. It is "
-        "biased upwards at small n: compare it with numbers of the same n and extractor, and with "
-        "the value for real images.",
+        "biased upwards at small n: compare it with numbers of the same n and extractor"
+        + (", and with the value for real images." if beside else "."),
     )
     page.table(
         [
@@ -249,7 +252,7 @@ def _neighbours(page: Report, run: RunReport) -> None:
     )
     if near.searched is not None:
         every = "all " if near.searched == near.total else ""
-        rest = f" of {near.total:,}, evenly spread" if near.total and not every else ""
+        rest = f" of {near.total:,}, picked at random" if near.total and not every else ""
         caption += f" Looked for among {every}{near.searched:,} training images{rest}."
     page.figure(png_bytes(np.concatenate(shown)), caption, "samples and nearest training images")
     facts: dict[str, Cell] = {}

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from sfumato.recipes.evaluation.outcome import Outcome, number
 from sfumato.recipes.evaluation.plan import Reference
+from sfumato.recipes.evaluation.row import Row
 from sfumato.recipes.evaluation.sets import ImageSet, pixels
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Card, Picture, Report
 
 _SHOWN = 64
+_CARDS = 5
 
 
 def write_page(
@@ -22,7 +24,7 @@ def write_page(
     page.cards(
         [
             Card(row.name, number(row.value), _beside(row.against, row.real, row.n))
-            for row in outcome.evaluation.rows[:6]
+            for row in _headline(outcome.evaluation.rows)
         ]
     )
     page.section("Images", "What was measured, beside what it was measured against.")
@@ -39,6 +41,12 @@ def write_page(
     page.figures(pictures)
     outcome.add_to(page)
     page.write(path)
+
+
+def _headline(rows: Sequence[Row]) -> list[Row]:
+    """The first few numbers against the first reference."""
+    first = next((row.against for row in rows if row.against), "")
+    return [row for row in rows if row.against in ("", first)][:_CARDS]
 
 
 def add_to_report(path: Path, outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from sfumato.errors import ConfigError
-from sfumato.recipes.config import GridName, SamplerConfig, SolverName
+from sfumato.recipes.config import GridName, SamplerConfig, SolverName, with_solver
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,7 @@ class SamplerOptions(CommonOptions):
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
         nfe = given.pop("nfe", None)
-        if given.get("solver", default.solver) != default.solver:
-            # What belongs to the run's own solver does not carry over to another.
-            plain = SamplerConfig()
-            own = ("eta", "alpha", "churn", "points", "restarts")
-            default = replace(
-                default, solver=given["solver"], **{name: getattr(plain, name) for name in own}
-            )
+        default = with_solver(default, given.get("solver", default.solver))
         if "grid" not in given and (nfe or "steps" in given) and default.grid == "all":
             given["grid"] = "uniform"
         chosen = replace(default, **given)

@@ -6,7 +6,7 @@ No torch here, so that `--help` answers quickly. `build` turns these names into 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -187,6 +187,22 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         _check_sampler(self)
+
+
+def with_solver(sampler: SamplerConfig, solver: SolverName) -> SamplerConfig:
+    """Return the sampler with this solver; what belonged to its own one does not carry over."""
+    if solver == sampler.solver:
+        return sampler
+    plain = SamplerConfig()
+    return replace(
+        sampler,
+        solver=solver,
+        eta=plain.eta,
+        alpha=plain.alpha,
+        churn=plain.churn,
+        points=plain.points,
+        restarts=plain.restarts,
+    )
 
 
 @dataclass(frozen=True)

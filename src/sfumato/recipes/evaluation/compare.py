@@ -14,7 +14,7 @@ import torch
 
 from sfumato.errors import ConfigError, MissingExtraError
 from sfumato.files import write_bytes
-from sfumato.recipes.config import SamplerConfig, SolverName
+from sfumato.recipes.config import SamplerConfig, SolverName, with_solver
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.of_features import frechet
 from sfumato.recipes.evaluation.outcome import number
@@ -60,12 +60,8 @@ def trials(
     """Return every solver at every number of calls it can spend, and why others are left out."""
     made: list[Trial] = []
     left_out: list[str] = []
-    plain = SamplerConfig()
     for solver in solvers:
-        own = default if solver == default.solver else replace(
-            default, solver=solver, eta=plain.eta, alpha=plain.alpha, churn=plain.churn,
-            points=plain.points, restarts=plain.restarts,
-        )  # fmt: skip
+        own = with_solver(default, solver)
         if own.grid == "all":
             own = replace(own, grid="uniform")
         for nfe in nfes:

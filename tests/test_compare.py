@@ -11,10 +11,10 @@ from torch import nn
 
 from recipe_helpers import array_file, open_run, small
 from sfumato.cli import main
-from sfumato.recipes.config import SamplerConfig
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.compare import ddim_trials, trials
 from sfumato.recipes.model import load
+from sfumato.recipes.sampler_config import SamplerConfig
 
 Capture = pytest.CaptureFixture[str]
 

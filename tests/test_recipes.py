@@ -19,14 +19,7 @@ from sfumato.data.pixels import to_model
 from sfumato.errors import ConfigError
 from sfumato.networks.config import ADMConfig, UNetConfig
 from sfumato.recipes import build
-from sfumato.recipes.config import (
-    EmaConfig,
-    NoiseConfig,
-    OptimizerConfig,
-    ProcessConfig,
-    Recipe,
-    SamplerConfig,
-)
+from sfumato.recipes.config import EmaConfig, NoiseConfig, OptimizerConfig, ProcessConfig, Recipe
 from sfumato.recipes.model import Model
 from sfumato.recipes.plan import plan_of
 from sfumato.recipes.presets import names, recipe
@@ -35,6 +28,7 @@ from sfumato.recipes.progress import Every, Progress
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Arithmetic, Bookkeeping, DataConfig, RunConfig
 from sfumato.recipes.run_log import RunLog
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import difference, from_toml, to_toml
 from sfumato.training.loop import Record, train

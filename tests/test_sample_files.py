@@ -18,10 +18,11 @@ from sfumato.data.pixels import pixel_format
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
 from sfumato.recipes import build
-from sfumato.recipes.config import ProcessConfig, Recipe, SamplerConfig
+from sfumato.recipes.config import ProcessConfig, Recipe
 from sfumato.recipes.model import Model
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samples import SampleWriter
 
 

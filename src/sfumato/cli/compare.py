@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
 from sfumato.cli.parse import parse
 from sfumato.cli.sampler_options import CommonOptions
 from sfumato.errors import ConfigError
-from sfumato.recipes.config import GridName, SolverName
+from sfumato.recipes.sampler_config import GridName, SamplerConfig, SolverName
+
+if TYPE_CHECKING:
+    from sfumato.recipes.evaluation.compare import Result
+    from sfumato.recipes.evaluation.trials import Trial
+    from sfumato.recipes.model import Model
 
 _DEFAULT: tuple[SolverName, ...] = ("euler", "heun", "dpm++2m", "multistep", "unipc", "deis")
 
@@ -27,8 +32,13 @@ class CompareOptions:
     """Solvers to compare; --list names them all."""
     nfe: tuple[int, ...] = (5, 9, 17, 35)
     """Network calls an image may cost; a solver that cannot spend exactly so many is left out."""
+    screen: int = 0
+    """Compare trajectories on 256 latents first, and draw images only with the best so many for
+    each number of calls; 0 draws with all."""
+    repeats: int = 1
+    """Draw so many times, from other seeds: mean and error over them."""
     ddim_table: bool = False
-    """DDIM's Table 1 instead: eta 0, 0.2, 0.5, 1 at so many steps as --nfe lists."""
+    """DDIM's Table 1 instead: eta 0, 0.2, 0.5, 1 and sigma-hat at so many steps as --nfe lists."""
     data: str = ""
     """Real images to compare with; the run's test images (else its training images)."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
@@ -53,6 +63,9 @@ class CompareOptions:
     """CPU threads; 0 is PyTorch's default."""
 
 
+_SCREENED = 256
+
+
 def run(arguments: Sequence[str]) -> int:
     """Compare, print the table, and say where the plot is."""
     options = parse(
@@ -69,8 +82,11 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if not options.run:
         raise ConfigError("say which run: sfumato compare RUN")
+    if options.screen < 0:
+        raise ConfigError(f"--screen must be 0 or more, not {options.screen}")
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation import compare as work
+    from sfumato.recipes.evaluation.comparison import table_of, write_comparison
     from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
 
@@ -78,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     device = pick_device(options.device)
     settings = Settings(
         ("fd",), n=options.n, reference_n=options.reference_n, features=options.features,
-        seed=options.seed,
+        seed=options.seed, repeats=options.repeats,
     )  # fmt: skip
     task = of_run(
         options.run,
@@ -91,34 +107,78 @@ def run(arguments: Sequence[str]) -> int:
     drawn = task.samples[0]
     reference = next((ref.images for ref in task.references if ref.images is not None), None)
     assert isinstance(drawn, work.Drawn)
+    assert task.run is not None
     if reference is None:
         raise ConfigError("compare needs real images: give --data")
-    if options.ddim_table:
-        trials, left_out = work.ddim_trials(drawn.sampler, options.nfe), []
-    else:
-        trials, left_out = work.trials(drawn.sampler, options.solvers, options.nfe)
-    if not trials:
+    chosen, left_out = _trials(options, drawn.model, drawn.sampler)
+    misses: dict[work.Trial, float] = {}
+    if options.screen:
+        teacher = work.teacher_of(drawn.sampler)
+        misses = work.screen(drawn.model, chosen, teacher, _SCREENED, task.cache)
+        left_out += [
+            f"{trial.name} draws noise: it has no trajectory to compare"
+            for trial in chosen
+            if trial not in misses
+        ]
+        chosen = work.best_of(misses, options.screen, always=("tuned",))
+    if not chosen:
         raise ConfigError("none of these solvers can spend these calls: " + "; ".join(left_out))
     for reason in left_out:
         print(f"left out: {reason}")
     done = list(
-        work.compare(drawn.model, trials, reference, settings, task.cache, device=device, say=print)
-    )
-    assert task.run is not None
+        work.compare(
+            drawn.model, chosen, reference, settings, task.cache,
+            device=device, say=print, misses=misses,
+        )
+    )  # fmt: skip
     facts = {
         "run": str(task.run),
         "weights": drawn.model.fingerprint,
         "n": options.n,
+        "repeats": options.repeats,
         "seed": options.seed,
         "reference": f"{reference.name}, {len(reference):,}",
         "features": options.features,
         "grid": drawn.sampler.grid,
         "guidance": drawn.sampler.guidance,
     }
+    measured = [result for result, _ in done]
+    seen = {(result.name, result.nfe) for result in measured}
+    screened = [
+        work.unmeasured(trial, error)
+        for trial, error in misses.items()
+        if (trial.name, trial.nfe) not in seen
+    ]
     out = options.out or task.run / "comparison"
-    paths = work.write_comparison(out, f"{task.run.name}: samplers compared", facts, done, left_out)
+    title = f"{task.run.name}: samplers compared"
+    paths = write_comparison(out, title, facts, [*measured, *screened], done, left_out)
     print()
-    print(work.table_of([result for result, _ in done]))
+    if misses:
+        print(table_of([*measured, *screened], "trajectory error"))
+        print()
+    print(table_of(measured))
+    if options.ddim_table:
+        print(_verdict(measured))
     for name, path in paths.items():
         print(f"{name}: {path}")
     return 0
+
+
+def _trials(
+    options: CompareOptions, model: Model, sampler: SamplerConfig
+) -> tuple[list[Trial], list[str]]:
+    from sfumato.recipes.evaluation import trials as named
+    from sfumato.recipes.tuned import load_tuned, samplers
+
+    if options.ddim_table:
+        return named.ddim_trials(sampler, options.nfe), []
+    tuned, _ = load_tuned(model)
+    return named.trials(sampler, options.solvers, options.nfe, samplers(tuned))
+
+
+def _verdict(results: Sequence[Result]) -> str:
+    """Who wins at the most steps, where the paper's sigma-hat overtakes eta = 0 at S = T = 1000."""
+    most = max(result.nfe for result in results)
+    last = [result for result in results if result.nfe == most and result.frechet is not None]
+    best = min(last, key=lambda result: result.frechet or 0.0)
+    return f"at S = {most}: {best.name} is best (in DDIM's Table 1 sigma-hat, at S = T = 1000)"

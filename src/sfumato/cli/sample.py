@@ -13,7 +13,7 @@ import tyro
 from sfumato.cli.parse import duration, free_folder, parse
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
-from sfumato.recipes.config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.model import load
     from sfumato.recipes.samples import SampleWriter, refuse_used
+    from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.report.grid import image_grid, save_png
 
     if options.out:
@@ -70,7 +71,10 @@ def run(arguments: Sequence[str]) -> int:
     for note in model.notes:
         print(f"note: {note}")
     model = model.with_precision(options.precision)
-    sampler = options.sampler.over(model.recipe.sampler)
+    tuned, notes = load_tuned(model)
+    for note in notes:
+        print(f"note: {note}")
+    sampler = options.sampler.over(model.recipe.sampler, samplers(tuned))
     shared = _completed(options, model, sampler)
     folder = options.out or free_folder(_default_folder(options, model.path))
     steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)

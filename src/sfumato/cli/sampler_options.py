@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from sfumato.errors import ConfigError
-from sfumato.recipes.config import GridName, SamplerConfig, SolverName, with_solver
+from sfumato.recipes.sampler_config import GridName, SamplerConfig, SolverName, with_solver
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class CommonOptions:
     """Where it goes up to."""
     restart_steps: int | None = None
     """Steps of each way down again."""
+    variance: Literal["zero", "unit-gaussian"] | None = None
+    """Variance of x0 in ancestral sampling; unit-gaussian on few steps is DDIM's sigma-hat."""
     interpolate: bool | None = None
     """On a ladder: ask the network between its levels too."""
     alpha: float | None = None
@@ -65,8 +69,13 @@ class CommonOptions:
     batch: int | None = None
     """Images per network call."""
 
-    def over(self, default: SamplerConfig) -> SamplerConfig:
-        """Return the run's sampler with the given options in place of its own."""
+    def over(
+        self, default: SamplerConfig, tuned: Mapping[int, SamplerConfig] | None = None
+    ) -> SamplerConfig:
+        """Return the run's sampler with the given options in place of its own.
+
+        What was tuned plays no part, for no number of calls is asked for.
+        """
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(default, **given)
 
@@ -82,13 +91,18 @@ class SamplerOptions(CommonOptions):
     nfe: int | None = None
     """Network calls to spend, in place of steps; an error says which are possible."""
 
-    def over(self, default: SamplerConfig) -> SamplerConfig:
+    def over(
+        self, default: SamplerConfig, tuned: Mapping[int, SamplerConfig] | None = None
+    ) -> SamplerConfig:
         """Return the run's sampler with the given options in place of its own.
 
-        Raises ConfigError for calls that the solver cannot spend exactly.
+        Calls that a sampler was `tuned` for are spent by it, unless another one or what it was not
+        tuned for is asked for. Raises ConfigError for calls that cannot be spent exactly.
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
         nfe = given.pop("nfe", None)
+        if (found := self._found(given, nfe, default, tuned or {})) is not None:
+            return found
         default = with_solver(default, given.get("solver", default.solver))
         if "grid" not in given and (nfe or "steps" in given) and default.grid == "all":
             given["grid"] = "uniform"
@@ -100,3 +114,36 @@ class SamplerOptions(CommonOptions):
         from sfumato.recipes.samplers import with_evaluations
 
         return with_evaluations(chosen, nfe)
+
+    def _found(
+        self,
+        given: Mapping[str, Any],
+        nfe: int | None,
+        default: SamplerConfig,
+        tuned: Mapping[int, SamplerConfig],
+    ) -> SamplerConfig | None:
+        """The tuned sampler, where these options mean it."""
+        asked = given.get("solver") == "tuned"
+        if nfe is not None and nfe in tuned and given.get("solver", "tuned") == "tuned":
+            own = replace(tuned[nfe], batch=given.get("batch", default.batch))
+            wanted = replace(default, **{k: v for k, v in given.items() if k in _DENOISER})
+            rest = given.keys() - {*_DENOISER, "solver", "batch"}
+            if not rest and all(getattr(own, k) == getattr(wanted, k) for k in _DENOISER):
+                return own
+            if asked:
+                listed = ", ".join(sorted(rest)) or "another guidance or clipping"
+                raise ConfigError(
+                    f"a tuned sampler is what it is, and {listed} would make it another: "
+                    "leave that out, or tune with it"
+                )
+        elif asked:
+            known = ", ".join(map(str, sorted(tuned))) or "none yet"
+            raise ConfigError(
+                f"this model has no sampler tuned for {nfe or 'an unnamed number of'} calls "
+                f"(tuned: {known}): sfumato tune RUN --nfe {nfe or 6}, then --nfe {nfe or 6}"
+            )
+        return None
+
+
+_DENOISER = ("guidance", "guidance_low", "guidance_high", "clip", "interpolate")
+"""What changes the denoiser that is sampled, and so what a sampler is tuned for."""

@@ -45,7 +45,8 @@ from sfumato.parameterization import (
     zero_variance,
 )
 from sfumato.protocols import Denoiser
-from sfumato.recipes.config import ProcessConfig, Recipe, SamplerConfig
+from sfumato.recipes.config import ProcessConfig, Recipe
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import BETWEEN, Process
 
 _BETAS = {
@@ -101,13 +102,16 @@ def network_of(
     return network.to(device)
 
 
-def adapt(recipe: Recipe, network: nn.Module, *, interpolate: bool = False) -> Adapted:
+def adapt(
+    recipe: Recipe, network: nn.Module, *, interpolate: bool = False, variance: str | None = None
+) -> Adapted:
     """Adapt the network to a denoiser; the recipe's sigma_data must be known.
 
-    `interpolate` lets a network on a ladder be asked between its levels.
+    `interpolate` lets a network on a ladder be asked between its levels; `variance` stands in for
+    the recipe's.
     """
     config = recipe.process
-    var = unit_gaussian if recipe.variance == "unit-gaussian" else zero_variance
+    var = unit_gaussian if (variance or recipe.variance) == "unit-gaussian" else zero_variance
     process = process_of(config)
     if process is None:
         if config.sigma_data is None:
@@ -136,6 +140,8 @@ def grid_of(config: SamplerConfig, denoise: Denoiser) -> Tensor:
     the trained range, or a solver that would leave the ladder's levels.
     """
     limits = denoise.range
+    if config.table is not None:
+        return torch.tensor(config.table.sigmas, dtype=F64)
     low, high = _bounds(config, limits)
     between = config.solver in BETWEEN or (config.solver == "heun" and config.alpha != 1)
     if limits.levels is not None and between:

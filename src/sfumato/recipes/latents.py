@@ -22,8 +22,8 @@ from sfumato.noise import F64, NoiseRange
 from sfumato.protocols import Denoiser
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
-from sfumato.recipes.config import SamplerConfig
 from sfumato.recipes.model import Model
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
 from sfumato.sampling import sample, start_from_prior
 

@@ -22,7 +22,8 @@ from sfumato.parameterization import Adapted
 from sfumato.protocols import Denoiser, Solver
 from sfumato.randomness import derive_seed
 from sfumato.recipes import build
-from sfumato.recipes.config import Recipe, SamplerConfig
+from sfumato.recipes.config import Recipe
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import from_toml
 from sfumato.sampling import generate
@@ -63,7 +64,9 @@ class Model:
         return solver_of(sampler, build.process_of(self.recipe.process), lowest)
 
     def _asked_by(self, config: SamplerConfig) -> Adapted:
-        return build.adapt(self.recipe, self.network, interpolate=config.interpolate)
+        return build.adapt(
+            self.recipe, self.network, interpolate=config.interpolate, variance=config.variance
+        )
 
     def with_precision(self, name: str) -> Model:
         """Return the model with its body in "float32" or "bfloat16"; "auto" keeps what it has."""

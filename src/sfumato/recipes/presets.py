@@ -8,14 +8,8 @@ from dataclasses import replace
 
 from sfumato.errors import ConfigError
 from sfumato.networks.config import UNetConfig
-from sfumato.recipes.config import (
-    EmaConfig,
-    NoiseConfig,
-    OptimizerConfig,
-    ProcessConfig,
-    Recipe,
-    SamplerConfig,
-)
+from sfumato.recipes.config import EmaConfig, NoiseConfig, OptimizerConfig, ProcessConfig, Recipe
+from sfumato.recipes.sampler_config import SamplerConfig
 
 # EDM's settings for CIFAR-10 (Karras et al. 2022, Table 7); the network with EDM augmentation.
 _EDM_OPTIMIZER = OptimizerConfig(learning_rate=1e-3, ramp_images=10_000_000)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from sfumato.data.pixels import to_model
-from sfumato.recipes.config import Recipe, SamplerConfig
+from sfumato.recipes.config import Recipe
 from sfumato.recipes.model import Model
 from sfumato.recipes.progress import Every
 from sfumato.recipes.run_log import RunLog
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.report.grid import image_grid, save_png
 
 _COUNT = 36

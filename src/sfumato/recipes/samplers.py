@@ -8,7 +8,7 @@ from typing import Any
 from sfumato.errors import ConfigError
 from sfumato.noise import VE, VP, NoiseLevels, SubVP
 from sfumato.protocols import Solver
-from sfumato.recipes.config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.solvers import (
     DDIM,
     DEIS,
@@ -26,6 +26,7 @@ from sfumato.solvers import (
     ExponentialSDE,
     Heun,
     Multistep,
+    NonStationary,
     Overshoot,
     Restart,
     ReverseDiffusion,
@@ -129,6 +130,11 @@ def _plain(config: SamplerConfig, process: Process, lowest: float) -> Solver[Any
             return SingleStep(3)
         case "unipc":
             return UniPC(points or 2)
+        case "tuned":
+            assert config.table is not None
+            return NonStationary(
+                config.table.sigmas, config.table.start_weights, config.table.weights
+            )
         case _:
             return _stochastic(config, process, lowest)
 

@@ -13,9 +13,9 @@ from sfumato.data.pixels import to_model
 from sfumato.data.save import save_images
 from sfumato.errors import ConfigError
 from sfumato.files import write_text
-from sfumato.recipes.config import SamplerConfig
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
+from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.report.grid import image_grid, save_png
 
 _SHOWN = 256

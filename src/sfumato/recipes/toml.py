@@ -18,7 +18,7 @@ _KINDS: dict[str, type[UNetConfig] | type[ADMConfig]] = {"unet": UNetConfig, "ad
 
 def to_toml(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as nested tables that TOML can hold (unset fields are left out)."""
-    return _drop_none(_converter().unstructure(recipe))
+    return drop_none(_converter().unstructure(recipe))
 
 
 def from_toml(tables: Mapping[str, Any]) -> Recipe:
@@ -76,10 +76,11 @@ def _converter() -> cattrs.Converter:
     return converter
 
 
-def _drop_none(value: Any) -> Any:
+def drop_none(value: Any) -> Any:
+    """Return plain values as TOML can hold them: without unset fields, tuples as lists."""
     if isinstance(value, dict):
-        return {key: _drop_none(item) for key, item in value.items() if item is not None}
-    return list(value) if isinstance(value, tuple) else value
+        return {key: drop_none(item) for key, item in value.items() if item is not None}
+    return list(map(drop_none, value)) if isinstance(value, list | tuple) else value
 
 
 def difference(recipe: Recipe, preset: Recipe) -> dict[str, Any]:

@@ -60,8 +60,10 @@ def quality_curve(images: ArrayLike, distance: ArrayLike) -> bytes:
     return _svg(figure)
 
 
-def quality_by_calls(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
-    """SVG of the Fréchet distance of each named sampler against network calls, both logarithmic."""
+def quality_by_calls(
+    series: Mapping[str, Sequence[tuple[int, float]]], measure: str = "Fréchet distance"
+) -> bytes:
+    """SVG of a measure of each named sampler against network calls, both logarithmic."""
     figure, axes = _new_figure(6.4, 4.0)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -77,7 +79,7 @@ def quality_by_calls(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes
     axes.set_xticks(every, [str(calls) for calls in every])
     axes.minorticks_off()
     axes.set_xlabel("network calls per image")
-    axes.set_ylabel("Fréchet distance")
+    axes.set_ylabel(measure)
     _legend(axes)
     return _svg(figure)
 

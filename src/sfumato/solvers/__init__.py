@@ -6,6 +6,7 @@ from sfumato.solvers.exponential import Multistep, SingleStep
 from sfumato.solvers.exponential_sde import ExponentialSDE, Overshoot
 from sfumato.solvers.langevin import AnnealedLangevin, Corrector
 from sfumato.solvers.multistep import DEIS, IPNDM, PLMS, PNDM, AdamsBashforth
+from sfumato.solvers.non_stationary import NonStationary
 from sfumato.solvers.predictors import EulerMaruyama, ReverseDiffusion
 from sfumato.solvers.restart import Restart
 from sfumato.solvers.runge_kutta import Euler, Heun, RungeKutta
@@ -29,6 +30,7 @@ __all__ = [
     "ExponentialSDE",
     "Heun",
     "Multistep",
+    "NonStationary",
     "Overshoot",
     "Restart",
     "ReverseDiffusion",

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
+from tqdm import tqdm
 
-from sfumato.errors import ConfigError, MissingExtraError
-from sfumato.files import write_bytes
-from sfumato.recipes.config import SamplerConfig, SolverName, with_solver
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.of_features import frechet
 from sfumato.recipes.evaluation.outcome import number
 from sfumato.recipes.evaluation.processes import Processes
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet, check_alike, pixels
+from sfumato.recipes.evaluation.sets import Drawn, ImageSet, check_alike
 from sfumato.recipes.evaluation.settings import Settings
+from sfumato.recipes.evaluation.trials import Trial as Trial
 from sfumato.recipes.evaluation.workbench import Workbench
 from sfumato.recipes.model import Model
-from sfumato.recipes.samplers import with_evaluations
-from sfumato.report import plots
-from sfumato.report.grid import image_grid, png_bytes
-from sfumato.report.html import Picture, Report
+from sfumato.recipes.sampler_config import SamplerConfig
 
-_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One sampler, named for the reader, and the network calls an image costs with it."""
-
-    name: str
-    nfe: int
-    sampler: SamplerConfig
+SCREENED = 10**9
+"""The seed of the first latent that trajectories are compared on: far from those of images."""
 
 
 @dataclass(frozen=True)
@@ -46,146 +32,158 @@ class Result:
 
     name: str
     nfe: int
-    frechet: float
+    frechet: float | None
+    """Mean over the repeats; None where only the trajectory was compared."""
     error: float | None
-    """One standard error from the choice of seeds."""
-    milliseconds: float
+    """One standard error: from the repeats, or of one from the choice of its seeds."""
+    each: tuple[float, ...]
+    """Every repeat's Fréchet distance."""
+    miss: float | None
+    """Per-dimension RMSE to where a solver of many steps takes the same latents, on [-1, 1]."""
+    milliseconds: float | None
     """Per image, on this machine; as measured when it was drawn."""
     n: int
 
 
-def trials(
-    default: SamplerConfig, solvers: Sequence[SolverName], nfes: Sequence[int]
-) -> tuple[list[Trial], list[str]]:
-    """Return every solver at every number of calls it can spend, and why others are left out."""
-    made: list[Trial] = []
-    left_out: list[str] = []
-    for solver in solvers:
-        own = with_solver(default, solver)
-        if own.grid == "all":
-            own = replace(own, grid="uniform")
-        for nfe in nfes:
-            try:
-                made.append(Trial(solver, nfe, with_evaluations(own, nfe)))
-            except ConfigError as error:
-                left_out.append(f"{solver} at {nfe}: {error}")
-    return made, left_out
-
-
-def ddim_trials(
-    default: SamplerConfig, steps: Sequence[int], etas: Sequence[float] = (0.0, 0.2, 0.5, 1.0)
-) -> list[Trial]:
-    """Return the cells of DDIM's Table 1 but sigma-hat: eta by the length of the sub-sequence."""
-    own = replace(default, solver="ddim", churn=0.0, restarts=0, points=0, alpha=1.0)
-    own = replace(own, grid="uniform" if own.grid == "all" else own.grid)
-    return [
-        Trial(f"ddim, eta {eta:g}", count, replace(own, eta=eta, steps=count))
-        for eta in etas
-        for count in steps
-    ]
-
-
 def compare(
     model: Model,
-    trial_list: Sequence[Trial],
+    trials: Sequence[Trial],
     reference: ImageSet,
     settings: Settings,
     cache: Cache,
     *,
     device: str,
     say: Callable[[str], None],
+    misses: dict[Trial, float] | None = None,
 ) -> Iterator[tuple[Result, Drawn]]:
     """Yield the Fréchet distance of each trial, and its images; all draw the same seeds.
 
-    What was drawn before is taken from the cache, its time too.
+    With several repeats each draws n images from seeds of its own. What was drawn before is taken
+    from the cache, its time too.
     """
     bench = Workbench(settings, cache, Processes(), None, reference, device)
-    for trial in trial_list:
-        drawn = Drawn(model, settings.n, cache, seed=settings.seed, sampler=trial.sampler)
-        drawn.name = f"{trial.name}, {trial.nfe} calls"
-        check_alike(drawn, reference)
-        clock = cache.shelf("time", drawn.description)
-        start = time.perf_counter()
-        bench.draw(drawn)
-        if not clock.has(0):
-            clock.put(0, np.asarray((time.perf_counter() - start) / settings.n))
-        table = bench.table(drawn, settings.features)
-        (row,) = frechet(
-            "fd",
-            table,
-            bench.table(reference, settings.features),
-            None,
-            against=reference.name,
-            infinity=False,
-            seed=settings.seed,
-        )
+    for trial in trials:
+        values: list[float] = []
+        errors: list[float | None] = []
+        seconds: list[float] = []
+        shown: Drawn | None = None
+        for repeat in range(settings.repeats):
+            seed = settings.seed + settings.n * repeat
+            drawn = Drawn(model, settings.n, cache, seed=seed, sampler=trial.sampler)
+            drawn.name = f"{trial.name}, {trial.nfe} calls"
+            check_alike(drawn, reference)
+            seconds.append(_drawing_time(bench, drawn, cache))
+            (row,) = frechet(
+                "fd",
+                bench.table(drawn, settings.features),
+                bench.table(reference, settings.features),
+                None,
+                against=reference.name,
+                infinity=False,
+                seed=settings.seed,
+            )
+            values.append(row.value)
+            errors.append(row.error)
+            shown = shown or drawn
+        assert shown is not None
+        mean = statistics.fmean(values)
+        error = errors[0]
+        if len(values) > 1:
+            error = statistics.stdev(values) / math.sqrt(len(values))
         result = Result(
-            trial.name, trial.nfe, row.value, row.error, 1000 * float(clock.get(0)), settings.n
+            trial.name,
+            trial.nfe,
+            mean,
+            error,
+            tuple(values),
+            (misses or {}).get(trial),
+            1000 * statistics.fmean(seconds) / settings.n,
+            settings.n,
         )
-        spread = "" if row.error is None else f" ± {row.error:.2g}"
-        say(f"{trial.name}, {trial.nfe} calls: Fréchet distance {number(row.value)}{spread}")
-        yield result, drawn
+        spread = "" if error is None else f" ± {error:.2g}"
+        say(f"{trial.name}, {trial.nfe} calls: Fréchet distance {number(mean)}{spread}")
+        yield result, shown
 
 
-def table_of(results: Sequence[Result]) -> str:
-    """Return a table for a terminal: a row a sampler, a column a number of calls."""
-    columns = sorted({result.nfe for result in results})
-    found = {(result.name, result.nfe): result for result in results}
-    names = list(dict.fromkeys(result.name for result in results))
-    width = max(map(len, names)) + 2
-    lines = ["Fréchet distance".ljust(width) + "".join(f"{nfe:>10}" for nfe in columns)]
-    for name in names:
-        cells = [found.get((name, nfe)) for nfe in columns]
-        values = ["-" if cell is None else number(cell.frechet) for cell in cells]
-        lines.append(name.ljust(width) + "".join(f"{value:>10}" for value in values))
-    best = {
-        nfe: min((r for r in results if r.nfe == nfe), key=lambda r: r.frechet).name
-        for nfe in columns
-    }
-    lines.append("best".ljust(width) + "".join(f"{best[nfe][:9]:>10}" for nfe in columns))
-    return "\n".join(lines)
+def _drawing_time(bench: Workbench, drawn: Drawn, cache: Cache) -> float:
+    """Draw, and return the seconds it took now or when it was drawn first."""
+    clock = cache.shelf("time", drawn.description)
+    start = time.perf_counter()
+    bench.draw(drawn)
+    if not clock.has(0):
+        clock.put(0, np.asarray(time.perf_counter() - start))
+    return float(clock.get(0))
 
 
-def write_comparison(
-    out: Path,
-    title: str,
-    facts: dict[str, Any],
-    drawn: Sequence[tuple[Result, Drawn]],
-    left_out: Sequence[str],
-) -> dict[str, Path]:
-    """Write comparison.json and comparison.html; return their paths."""
-    results = [result for result, _ in drawn]
-    text = json.dumps(
-        {"results": [asdict(r) for r in results], "left_out": list(left_out), "facts": facts},
-        indent=1, ensure_ascii=False,
-    )  # fmt: skip
-    paths = {"JSON": out / "comparison.json", "page": out / "comparison.html"}
-    write_bytes(paths["JSON"], text.encode())
-    page = Report(title, "", kind="Sfumato · samplers compared")
-    page.section("Quality by network calls", "The same seeds for all; lower is nearer.")
-    try:
-        names = dict.fromkeys(result.name for result in results)
-        series = {name: [(r.nfe, r.frechet) for r in results if r.name == name] for name in names}
-        page.figure(plots.quality_by_calls(series), "", "Fréchet distance against network calls")
-    except MissingExtraError:
-        page.missing("The plot", "matplotlib", "train")
-    page.table(
-        [(r.name, r.nfe, number(r.frechet), number(r.error), f"{r.milliseconds:.1f}", r.n)
-         for r in results],
-        ("sampler", "network calls", "Fréchet distance", "± 1 s.e.", "ms per image", "n"),
-    )  # fmt: skip
-    page.section("Pictures", "The same eight seeds, one row a sampler.")
-    for nfe in sorted({result.nfe for result in results}):
-        rows = [(r.name, d) for r, d in drawn if r.nfe == nfe]
-        grid = image_grid(
-            torch.cat([pixels(images, 0)[:_SHOWN] for _, images in rows]), columns=_SHOWN
-        )
-        caption = f"{nfe} calls; from above: {', '.join(name for name, _ in rows)}"
-        page.figures([Picture(png_bytes(grid), caption, f"samples with {nfe} calls")])
-    page.section("Provenance")
-    page.facts({key: str(value) for key, value in facts.items()})
-    if left_out:
-        page.section("Left out")
-        page.text("\n\n".join(left_out))
-    page.write(paths["page"])
-    return paths
+def screen(
+    model: Model,
+    trials: Sequence[Trial],
+    teacher: SamplerConfig,
+    count: int,
+    cache: Cache,
+) -> dict[Trial, float]:
+    """Return how far each trial ends from where `teacher` takes the same latents, RMSE on [-1, 1].
+
+    For deterministic samplers; others are left out. What was drawn before is in the cache.
+    """
+
+    def ends(sampler: SamplerConfig) -> Drawn:
+        return Drawn(model, count, cache, seed=SCREENED, sampler=sampler)
+
+    wanted = [trial for trial in trials if _deterministic(model, trial.sampler)]
+    truth = ends(teacher)
+    with tqdm(total=sum(t.nfe for t in wanted) * count, unit="call", unit_scale=True) as bar:
+        bar.set_description("teacher's trajectories")
+        targets = [truth.piece(number).astype(np.float64) for number in range(truth.pieces)]
+        out: dict[Trial, float] = {}
+        for trial in wanted:
+            bar.set_description(f"trajectories of {trial.name}, {trial.nfe} calls")
+            drawn, squares, dims = ends(trial.sampler), 0.0, 0
+            for number, target in enumerate(targets):
+                missed = drawn.piece(number) - target
+                squares, dims = squares + float((missed**2).sum()), dims + missed.size
+            out[trial] = math.sqrt(squares / dims)
+            bar.update(trial.nfe * count)
+    return out
+
+
+def unmeasured(trial: Trial, miss: float) -> Result:
+    """Return the result of a trial whose trajectory alone was compared."""
+    return Result(trial.name, trial.nfe, None, None, (), miss, None, 0)
+
+
+def best_of(misses: dict[Trial, float], most: int, always: Sequence[str] = ()) -> list[Trial]:
+    """Return, for each number of calls, the `most` trials of least error and those always taken."""
+    chosen: list[Trial] = []
+    for nfe in sorted({trial.nfe for trial in misses}):
+        ranked = sorted((t for t in misses if t.nfe == nfe), key=lambda t: misses[t])
+        fixed = [trial for trial in ranked if trial.name not in always]
+        chosen += [t for t in ranked if t.name in always or t in fixed[:most]]
+    return chosen
+
+
+def _deterministic(model: Model, sampler: SamplerConfig) -> bool:
+    solver = model.solver(sampler)
+    return sampler.solver == "tuned" or solver.invertible
+
+
+def teacher_of(sampler: SamplerConfig, steps: int = 40) -> SamplerConfig:
+    """Return the sampler of many steps that says where the flow of this one leads.
+
+    Exponential multistep of order 3 on the karras grid, fitted to the model's range or ladder.
+    """
+    plain = SamplerConfig()
+    return replace(
+        sampler,
+        solver="multistep",
+        points=3,
+        steps=steps,
+        grid="karras",
+        rho=plain.rho,
+        eta=0.0,
+        alpha=1.0,
+        churn=0.0,
+        restarts=0,
+        variance=None,
+        table=None,
+    )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato.errors import ConfigError, DataError
 from sfumato.metrics.statistics_file import Provenance, read_statistics, write_statistics
-from sfumato.recipes.config import SamplerConfig
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.evaluate import evaluate
 from sfumato.recipes.evaluation.explain import Convention, explain
@@ -33,6 +32,11 @@ from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
 from sfumato.recipes.model import load
 from sfumato.recipes.run_config import DataConfig
+from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.tuned import load_tuned, samplers
+
+Choose = Callable[[SamplerConfig, Mapping[int, SamplerConfig]], SamplerConfig]
+"""The run's own sampler, and the tuned ones by their calls, to the one that is meant."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def of_run(
     test: str = "",
     training: str = "",
     label: str | None = None,
-    sampler: Callable[[SamplerConfig], SamplerConfig] = lambda default: default,
+    sampler: Choose = lambda default, tuned: default,
     opening: Callable[[DataConfig], DataConfig] = lambda default: default,
     weights: str = "ema",
     device: str = "cpu",
@@ -85,8 +89,9 @@ def of_run(
 ) -> Task:
     """Images drawn from a run against its test and training images.
 
-    `test` and `training` name data in place of the run's own; `sampler` changes the run's sampler,
-    `opening` how its images are opened. Raises ConfigError where there is nothing to compare with.
+    `test` and `training` name data in place of the run's own; `sampler` chooses from the run's
+    sampler and those tuned for a number of calls, `opening` how its images are opened. Raises
+    ConfigError where there is nothing to compare with.
     """
     device = own_device(device)
     model = load(path, weights=weights, device=device)
@@ -113,6 +118,9 @@ def of_run(
         opened.notes.append(unlike)
     out = places.out or run / "evaluation"
     cache = Cache(places.cache or out / "cache")
+    tuned, notes = load_tuned(model)
+    opened.notes += notes
+    chosen = sampler(model.recipe.sampler, samplers(tuned))
     samples = [
         Drawn(
             model,
@@ -120,7 +128,7 @@ def of_run(
             cache,
             seed=settings.seed + settings.n * repeat,
             label=label,
-            sampler=sampler(model.recipe.sampler),
+            sampler=chosen,
         )
         for repeat in range(settings.repeats)
     ]

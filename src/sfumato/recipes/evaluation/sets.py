@@ -19,10 +19,10 @@ from sfumato.data.pixels import PixelFormat, from_model, to_model
 from sfumato.data.reader import Reader, chunks
 from sfumato.errors import DataError
 from sfumato.metrics.thinning import spread
-from sfumato.recipes.config import SamplerConfig
 from sfumato.recipes.environment import describe
 from sfumato.recipes.evaluation.cache import Cache, Shelf
 from sfumato.recipes.model import Model
+from sfumato.recipes.sampler_config import SamplerConfig
 
 CHUNK = 256
 """Images in a chunk: the unit of caching features and of sharing that work between processes."""

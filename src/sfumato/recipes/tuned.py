@@ -1,0 +1,92 @@
+"""Tuned samplers kept beside a checkpoint: `tuned-NNN.toml`, one for each number of calls."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import tomli_w
+
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.files import write_text
+from sfumato.recipes.model import Model
+from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.toml import drop_none, strict_converter
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A sampler found by measurement for one model and number of calls, and how it was found."""
+
+    nfe: int
+    sampler: SamplerConfig
+    about: Mapping[str, Any]
+    """Plain values for the reader: the teacher, errors, and the settings of the search."""
+
+
+def path_of(checkpoint: Path, nfe: int) -> Path:
+    """Return where the tuned sampler of a checkpoint lies."""
+    return checkpoint / f"tuned-{nfe:03d}.toml"
+
+
+def save_tuned(model: Model, tuned: Tuned) -> Path:
+    """Write a tuned sampler beside the model's checkpoint; return the file.
+
+    Raises ConfigError for a model that was not loaded from one.
+    """
+    if model.path is None or not model.fingerprint:
+        raise ConfigError("a sampler is tuned for a saved model: load it from a run or checkpoint")
+    target = path_of(model.path, tuned.nfe)
+    tables = {
+        "format": FORMAT,
+        "weights": model.fingerprint,
+        "nfe": tuned.nfe,
+        "sampler": drop_none(strict_converter().unstructure(tuned.sampler)),
+        "about": dict(tuned.about),
+    }
+    write_text(target, tomli_w.dumps(tables))
+    return target
+
+
+def load_tuned(model: Model) -> tuple[dict[int, Tuned], list[str]]:
+    """Return the tuned samplers of a model by their calls, and notes on those passed over.
+
+    One that belongs to other weights (the raw ones in place of the average, say) is none of this
+    model's and is passed over in silence.
+    """
+    found: dict[int, Tuned] = {}
+    notes: list[str] = []
+    for path in sorted(model.path.glob("tuned-*.toml")) if model.path else ():
+        try:
+            tuned = _read(path, model.fingerprint)
+        except (SfumatoError, OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"passed over {path}, which cannot be read ({error}): tune again")
+            continue
+        if tuned is not None:
+            found[tuned.nfe] = tuned
+    return found, notes
+
+
+def _read(path: Path, fingerprint: str) -> Tuned | None:
+    tables = tomllib.loads(path.read_text())
+    if tables["format"] != FORMAT:
+        raise ConfigError(f"format {tables['format']}, and this version reads {FORMAT}")
+    if tables["weights"] != fingerprint:
+        return None
+    try:
+        sampler = strict_converter().structure(tables["sampler"], SamplerConfig)
+    except (cattrs.BaseValidationError, ValueError) as error:
+        reasons = cattrs.transform_error(error, path="sampler")
+        raise ConfigError("; ".join(reasons)) from error
+    return Tuned(int(tables["nfe"]), sampler, tables["about"])
+
+
+def samplers(tuned: Mapping[int, Tuned]) -> dict[int, SamplerConfig]:
+    """Return the samplers alone."""
+    return {nfe: one.sampler for nfe, one in tuned.items()}

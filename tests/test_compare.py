@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from torch import nn
 
 from recipe_helpers import array_file, open_run, small
 from sfumato.cli import main
+from sfumato.randomness import Purpose, noise_for
 from sfumato.recipes.evaluation import sets
-from sfumato.recipes.evaluation.compare import ddim_trials, trials
+from sfumato.recipes.evaluation.trials import ddim_trials, trials
 from sfumato.recipes.model import load
 from sfumato.recipes.sampler_config import SamplerConfig
 
@@ -82,9 +85,41 @@ def test_the_images_are_those_of_the_sampler_and_the_same_seeds(tmp_path: Path, 
 
 def test_the_cells_of_ddims_table(run: Path) -> None:
     made = ddim_trials(load(run).recipe.sampler, [2, 5])
-    assert [(t.sampler.eta, t.sampler.steps) for t in made] == [
+    assert [(t.sampler.eta, t.sampler.steps) for t in made[:-2]] == [
         (eta, steps) for eta in (0.0, 0.2, 0.5, 1.0) for steps in (2, 5)
     ]
+    assert [(t.name, t.sampler.solver, t.sampler.steps) for t in made[-2:]] == [
+        ("sigma-hat", "ancestral", 2),
+        ("sigma-hat", "ancestral", 5),
+    ]
+
+
+def test_sigma_hat_adds_the_noise_of_the_sub_sequences_betas(run: Path) -> None:
+    """DDIM section 5: the mean of eta = 1, and sqrt(beta') of the sub-sequence as the noise's std.
+
+    In x_t's units beta' = 1 - abar_t / abar_s; the state here is x_t sqrt(1 + sigma^2).
+    """
+    model = load(run)
+    hat = ddim_trials(model.recipe.sampler, [3])[-1].sampler
+    own = replace(hat, variance="zero")
+    grid = model.grid(hat)
+    sigma, s = grid[0], grid[1]
+    x = float(sigma) * noise_for(0, 2).normal((1, 8, 8), 0)
+    noise = noise_for(0, 2).at(0)
+
+    def step(config: SamplerConfig) -> torch.Tensor:
+        denoise = model.bound(range(2), sampler=config).on(grid)
+        with torch.no_grad():
+            return model.solver(config).step(denoise, x, sigma, s, None, noise)[0].double()
+
+    drawn = noise.between(x, Purpose.TRANSITION, float(sigma) ** -2, float(s) ** -2).double()
+    keep = (s / sigma) ** 2
+    small = float(s * (1 - keep).sqrt())
+    abar, abar_s = 1 / (1 + float(sigma) ** 2), 1 / (1 + float(s) ** 2)
+    large = math.sqrt((1 - abar / abar_s) / abar_s)
+    mean = step(own) - small * drawn
+    torch.testing.assert_close(step(hat), mean + large * drawn, rtol=1e-5, atol=1e-4)
+    assert large > 1.02 * small
 
 
 def test_what_is_listed_and_what_is_refused(capsys: Capture, run: Path) -> None:

@@ -24,7 +24,7 @@ ROWS = [
     {"protocols", "diffusion"},
     {"denoiser", "parameterization", "solvers", "guidance"},
     {"sampling"},
-    {"latents", "restoration", "likelihood", "codec", "training", "pretrained"},
+    {"latents", "restoration", "likelihood", "codec", "training", "pretrained", "tuning"},
     {"data", "metrics", "report"},
     {"recipes"},
     {"cli", "studio"},

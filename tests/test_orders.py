@@ -24,6 +24,7 @@ from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise, Purpose, noise_for
 from sfumato.sampling import sample
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
+from test_non_stationary import ORDERS as TABLE_ORDERS
 from test_orders_deterministic import ORDERS as DETERMINISTIC_ORDERS
 from test_orders_stochastic import ORDERS as STOCHASTIC_ORDERS
 
@@ -47,7 +48,12 @@ DETERMINISTIC = [
 
 
 def test_every_solver_has_a_row():
-    assert set(solvers.__all__) == {*ORDERS, *DETERMINISTIC_ORDERS, *STOCHASTIC_ORDERS}
+    assert set(solvers.__all__) == {
+        *ORDERS,
+        *DETERMINISTIC_ORDERS,
+        *STOCHASTIC_ORDERS,
+        *TABLE_ORDERS,
+    }
     for name, rows in ORDERS.items():
         assert rows
         for solver, order in rows:

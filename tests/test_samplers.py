@@ -19,7 +19,8 @@ from sfumato.recipes.samplers import BETWEEN, solver_of, with_evaluations
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Multistep
 from sfumato.solvers.restart import Restart
 
-NAMES: tuple[SolverName, ...] = get_args(SolverName)
+# The tuned solver is not made from a name: tests/test_tune_verb.py.
+NAMES: tuple[SolverName, ...] = tuple(n for n in get_args(SolverName) if n != "tuned")
 LADDER = NoiseLevels.from_betas(linear_betas(1000))
 
 

@@ -67,9 +67,10 @@ def refine(
             group["lr"] = group["peak"] * _cooled((iteration - 1) / iterations)
         end = student.walk(lesson, frugal)
         loss = (end - lesson.target).square().mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+        if loss.isfinite():
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
         if iteration % every == 0 or iteration == iterations:
             made = student.solver()
             error = float(_error(held_out, made)) if made is not None else math.inf
@@ -101,10 +102,8 @@ class _Student:
         move_levels: bool,
     ) -> None:
         self.device = lessons[0].start.device
-        sigmas = torch.tensor(solver.sigmas, dtype=F64)
-        self.first, self.last = sigmas[:1], sigmas[-1:]
-        self.inner = sigmas[1:-1].log()
-        self.moves = torch.zeros_like(self.inner, requires_grad=move_levels)
+        self.sigmas = torch.tensor(solver.sigmas, dtype=F64)
+        self.moves = torch.zeros_like(self.sigmas[1:-1], requires_grad=move_levels)
         rows = zip(solver.start_weights, solver.weights, strict=True)
         self.rows = [torch.tensor([start, *weights], dtype=F64) for start, weights in rows]
         carried = [data_std / (data_std**2 + sigma**2) ** 0.5 for sigma in solver.sigmas[1:]]
@@ -122,7 +121,10 @@ class _Student:
         return made
 
     def levels(self) -> Tensor:
-        return torch.cat([self.first, (self.inner + self.moves).exp(), self.last])
+        if not self.moves.requires_grad:
+            return self.sigmas
+        first, inner, last = self.sigmas[:1], self.sigmas[1:-1], self.sigmas[-1:]
+        return torch.cat([first, inner * self.moves.exp(), last])
 
     def table(self) -> list[Tensor]:
         moved = zip(self.rows, self.units, self.steps, strict=True)

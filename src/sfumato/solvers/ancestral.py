@@ -80,10 +80,10 @@ class DDIM:
         noise: Noise | None,
     ) -> tuple[Tensor, None]:
         """Keep part of the noise in x, replace the rest by fresh noise."""
-        s = sigma_next
-        fresh_var = float(self.eta**2 * s**2 * (1 - (s / sigma) ** 2))
-        keep = (float(s) ** 2 - fresh_var) ** 0.5 / float(sigma)
+        here, s = float(sigma), float(sigma_next)
+        fresh_var = self.eta**2 * s**2 * (1 - (s / here) ** 2)
+        keep = (s**2 - fresh_var) ** 0.5 / here if fresh_var else s / here
         out = combine((keep, 1 - keep), (x, denoise(x, sigma).mean))
         if fresh_var > 0:
-            out.add_(fresh(noise, x, sigma, s), alpha=fresh_var**0.5)
+            out.add_(fresh(noise, x, sigma, sigma_next), alpha=fresh_var**0.5)
         return out, None

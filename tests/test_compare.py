@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from oracles import F64, GaussianOracle
 from recipe_helpers import array_file, open_run, small
 from sfumato.cli import main
+from sfumato.noise import karras
 from sfumato.randomness import Purpose, noise_for
 from sfumato.recipes.evaluation import sets
+from sfumato.recipes.evaluation.consistency import consistency
 from sfumato.recipes.evaluation.trials import ddim_trials, trials
+from sfumato.recipes.evaluation.truncation import step_errors
 from sfumato.recipes.model import load
 from sfumato.recipes.sampler_config import SamplerConfig
 
@@ -131,3 +136,69 @@ def test_what_is_listed_and_what_is_refused(capsys: Capture, run: Path) -> None:
     ):
         assert main(arguments) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_the_truncation_error_is_what_a_step_misses_by() -> None:
+    """On Gaussian data the flow multiplies x, and Euler's and Heun's steps do too."""
+    c, grid = 0.25, karras(9, 0.05, 20.0)[:-1]
+    data = GaussianOracle.diagonal([c] * 8)
+    z = torch.randn(32, 8, dtype=F64, generator=torch.Generator().manual_seed(0))
+    errors = step_errors(data, grid, (c + grid[0] ** 2).sqrt() * z, lambda steps: None)
+    size = float(z.square().mean().sqrt())
+    for i, (sigma, s) in enumerate(pairwise(grid.tolist())):
+        x, exact = math.sqrt(c + sigma**2), math.sqrt(c + s**2)
+        slope = x * sigma / (c + sigma**2)  # (x - D) / sigma
+        euler = x + (s - sigma) * slope
+        heun = x + (s - sigma) * (slope + euler * s / (c + s**2)) / 2
+        for solver, end in enumerate((euler, heun)):
+            assert float(errors[solver, i]) == pytest.approx(abs(end - exact) * size, rel=0.05)
+
+
+def test_truncation_by_level_for_each_rho(tmp_path: Path, capsys: Capture, run: Path) -> None:
+    words = ["compare", str(run), "--truncation", "--steps", "4", "--rhos", "3", "7", "-n", "4"]
+    words += ["--threads", "1", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "at sigma" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "truncation.json").read_text())
+    assert [(one["solver"], one["rho"]) for one in kept] == [
+        (solver, rho) for rho in (3, 7) for solver in ("euler", "heun")
+    ]
+    for one in kept:
+        grid = karras(4, rho=one["rho"])
+        assert one["sigmas"] == pytest.approx(grid[:3].tolist())
+        assert len(one["errors"]) == 3
+    assert "svg" in (tmp_path / "truncation.html").read_text()
+    assert main(words) == 0  # from the cache
+    assert json.loads((tmp_path / "truncation.json").read_text()) == kept
+
+
+def test_a_consistency_sheet_has_a_column_for_each_number_of_steps(
+    tmp_path: Path, capsys: Capture, run: Path
+) -> None:
+    words = ["compare", str(run), "--consistency", "--threads", "1", "--out", str(tmp_path)]
+    assert main([*words, "--nfe", "8", "2", "4", "-n", "3"]) == 0
+    rows = json.loads((tmp_path / "consistency.json").read_text())
+    assert [row["steps"] for row in rows] == [2, 4, 8]
+    assert rows[0]["rmse"] > rows[1]["rmse"] > rows[2]["rmse"] == 0
+    model = load(run)
+    sheet = consistency(model, model.recipe.sampler, [2, 8], 3, sets.Cache(tmp_path / "cache"))
+    own = SamplerConfig(solver="ddim", steps=2, batch=4)
+    (drawn,) = model.drawn(range(3), sampler=own)
+    assert torch.equal(sheet.images[:, 0], drawn)
+    capsys.readouterr()
+    assert main([*words, "--nfe", "8"]) == 2
+    assert "at least two numbers of steps" in capsys.readouterr().err
+    assert main([*words, "--truncation"]) == 2
+    assert "one by one" in capsys.readouterr().err
+
+
+def test_ddims_table_says_who_wins(
+    tmp_path: Path, capsys: Capture, run: Path, features: str
+) -> None:
+    words = ["compare", str(run), "--ddim-table", "--nfe", "2", "3", "-n", "10", "--threads", "1"]
+    assert main([*words, "--features", features, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "comparison.json").read_text())["results"]
+    last = {r["name"]: r["frechet"] for r in kept if r["nfe"] == 3}
+    assert len(last) == 5
+    assert f"at S = 3: {min(last, key=lambda name: last[name])} is best" in printed

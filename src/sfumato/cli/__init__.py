@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure how good the images of a run, or of a folder, are",
     "compare": "measure several samplers on one run, at equal network calls",
     "tune": "learn the best sampler of few network calls for one run",
+    "ablate": "train and measure a paper's ablation at a small size",
     "invert": "find the latents of images, and measure the way back",
     "interpolate": "draw what lies between images, or seeds",
     "info": "say what a run, checkpoint or set of images is",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -39,10 +39,20 @@ class CompareOptions:
     """Draw so many times, from other seeds: mean and error over them."""
     ddim_table: bool = False
     """DDIM's Table 1 instead: eta 0, 0.2, 0.5, 1 and sigma-hat at so many steps as --nfe lists."""
+    truncation: bool = False
+    """Instead: what each step of Euler's and Heun's methods misses by, for several rho (EDM
+    Figure 13), with --steps steps on 64 latents."""
+    steps: int = 18
+    """Steps of the grids of --truncation."""
+    rhos: tuple[float, ...] = (3.0, 5.0, 7.0, 10.0)
+    """Exponents of the grids of --truncation."""
+    consistency: bool = False
+    """Instead: a sheet of -n latents (8 if not given), each by as many DDIM steps as --nfe lists
+    (DDIM Figure 5)."""
     data: str = ""
     """Real images to compare with; the run's test images (else its training images)."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
-    """Images to draw with each."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Images to draw with each; 1000 if not given."""
     reference_n: int = 10_000
     """Real images to compare with, a fixed random pick; 0: all."""
     features: str = "efficientnet"
@@ -84,16 +94,57 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("say which run: sfumato compare RUN")
     if options.screen < 0:
         raise ConfigError(f"--screen must be 0 or more, not {options.screen}")
+    if options.ddim_table + options.truncation + options.consistency > 1:
+        raise ConfigError("--ddim-table, --truncation and --consistency are asked for one by one")
     from sfumato.recipes.environment import pick_device, set_threads
+
+    set_threads(options.threads)
+    device = pick_device(options.device)
+    if options.truncation or options.consistency:
+        return _without_real_images(options, device)
+    return _compare(options, device)
+
+
+def _without_real_images(options: CompareOptions, device: str) -> int:
+    """The truncation error or the consistency sheet, which need the model alone."""
+    from tqdm import tqdm
+
+    from sfumato.recipes.evaluation import consistency as sheets
+    from sfumato.recipes.evaluation import truncation as errors
+    from sfumato.recipes.evaluation.cache import Cache
+    from sfumato.recipes.model import load
+
+    model = load(options.run, device=device)
+    run = model.run
+    sampler = options.sampler.over(model.recipe.sampler)
+    cache = Cache(options.cache or run / "evaluation" / "cache")
+    out = options.out or run / "comparison"
+    if options.truncation:
+        sampler = replace(sampler, steps=options.steps)
+        with tqdm(total=(options.steps - 1) * len(options.rhos), unit="step") as bar:
+            made = errors.truncation(
+                model, sampler, cache, rhos=options.rhos, count=options.n or 64, tick=bar.update
+            )
+        print(errors.in_lines(made))
+        paths = errors.write_truncation(out, f"{run.name}: truncation error", made)
+    else:
+        sheet = sheets.consistency(model, sampler, options.nfe, options.n or 8, cache, options.seed)
+        for steps, missed in zip(sheet.steps, sheet.missed, strict=True):
+            print(f"{steps:>5} steps: RMSE {missed:.4f} to {sheet.steps[-1]} steps, on [-1, 1]")
+        paths = sheets.write_sheet(out, sheet)
+    for name, path in paths.items():
+        print(f"{name}: {path}")
+    return 0
+
+
+def _compare(options: CompareOptions, device: str) -> int:
     from sfumato.recipes.evaluation import compare as work
     from sfumato.recipes.evaluation.comparison import table_of, write_comparison
     from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
 
-    set_threads(options.threads)
-    device = pick_device(options.device)
     settings = Settings(
-        ("fd",), n=options.n, reference_n=options.reference_n, features=options.features,
+        ("fd",), n=options.n or 1000, reference_n=options.reference_n, features=options.features,
         seed=options.seed, repeats=options.repeats,
     )  # fmt: skip
     task = of_run(
@@ -134,7 +185,7 @@ def run(arguments: Sequence[str]) -> int:
     facts = {
         "run": str(task.run),
         "weights": drawn.model.fingerprint,
-        "n": options.n,
+        "n": settings.n,
         "repeats": options.repeats,
         "seed": options.seed,
         "reference": f"{reference.name}, {len(reference):,}",

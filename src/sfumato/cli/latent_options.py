@@ -49,9 +49,7 @@ class LatentOptions:
             return self.out
         checkpoint = flow.model.path
         assert checkpoint is not None
-        inside = checkpoint.parent.name == "checkpoints"
-        base = checkpoint.parent.parent if inside else checkpoint
-        return free_folder(base / name / checkpoint.name)
+        return free_folder(flow.model.run / name / checkpoint.name)
 
 
 def open_flow(

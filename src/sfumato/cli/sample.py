@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"note: {note}")
     sampler = options.sampler.over(model.recipe.sampler, samplers(tuned))
     shared = _completed(options, model, sampler)
-    folder = options.out or free_folder(_default_folder(options, model.path))
+    folder = options.out or free_folder(_default_folder(options, model))
     steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)
     from tqdm import tqdm
 
@@ -139,8 +139,7 @@ def _steps_in_words(sampler: SamplerConfig, walked: int) -> str:
     )
 
 
-def _default_folder(options: SampleOptions, checkpoint: Path | None) -> Path:
-    assert checkpoint is not None
-    base = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+def _default_folder(options: SampleOptions, model: Model) -> Path:
+    assert model.path is not None
     label = f"-{options.class_}" if options.class_ else ""
-    return base / "samples" / f"{checkpoint.name}{label.replace('/', '-')}-seed{options.seed}"
+    return model.run / "samples" / f"{model.path.name}{label.replace('/', '-')}-seed{options.seed}"

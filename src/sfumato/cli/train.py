@@ -82,13 +82,11 @@ def run(arguments: Sequence[str]) -> int:
     folder = options.out or free_folder(Path("runs") / name)
     changed = difference(options.recipe, preset)
     print(f"recipe {name}" + (f" with {_pairs(changed)}" if changed else ""))
-    data = replace(
-        options.data, data=_findable(options.data.data), test=_findable(options.data.test)
-    )
+    data = replace(options.data, data=findable(options.data.data), test=findable(options.data.test))
     return train(RunConfig(options.recipe, data, options.run), folder, resume=False)
 
 
-def _findable(path: str) -> str:
+def findable(path: str) -> str:
     """Return the path so that --resume finds it from any working directory."""
     return str(Path(path).resolve()) if path and Path(path).exists() else path
 

@@ -159,8 +159,8 @@ def _check(recipe: Recipe) -> None:
         )
     if (n.draws == "levels") != on_ladder:
         problems.append("draws levels belongs to a ladder (kind ladder or ncsn), and only to it")
-    if n.draws == "time" and p.kind not in ("vp", "subvp"):
-        problems.append("draws time needs process kind vp or subvp")
+    if n.draws == "time" and p.kind not in ("vp", "subvp", "edm"):
+        problems.append("draws time needs process kind vp, subvp or edm (VP's levels)")
     if not 0 < p.low < p.high:
         problems.append(f"process needs 0 < low < high, not {p.low} and {p.high}")
     if on_ladder and p.steps < 2:

@@ -54,6 +54,17 @@ class Model:
     """Hash of the weights as saved; "" for a model in memory."""
 
     @property
+    def run(self) -> Path:
+        """The folder of its run; the checkpoint's own where that lies by itself.
+
+        Raises ConfigError for a model in memory.
+        """
+        if self.path is None:
+            raise ConfigError("this model was not loaded from a run or checkpoint")
+        inside = self.path.parent.name == "checkpoints"
+        return self.path.parent.parent if inside else self.path
+
+    @property
     def denoiser(self) -> Adapted:
         """The network as a denoiser of images in [-1, 1]; classes unbound."""
         return build.adapt(self.recipe, self.network)

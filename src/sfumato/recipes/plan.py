@@ -48,8 +48,8 @@ def distribution_of(
     process = process_of(recipe.process)
     if isinstance(process, NoiseLevels):
         return UniformLevels(process)
-    if recipe.noise.draws == "time" and isinstance(process, VP | SubVP):
-        return UniformTime(process)
+    if recipe.noise.draws == "time":
+        return UniformTime(process if isinstance(process, VP | SubVP) else VP())
     if recipe.noise.draws == "log-uniform":
         limits = recipe.process if process is None else process.range
         return LogUniform(limits.low, limits.high)

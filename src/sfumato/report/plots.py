@@ -84,6 +84,32 @@ def quality_by_calls(
     return _svg(figure)
 
 
+def truncation_by_level(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> bytes:
+    """SVG of the error [n] of each named kind of step against the level [n] it starts from."""
+    figure, axes = _new_figure(6.4, 4.0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    colours = (BLUE, ORANGE, GREEN, SKY, PINK, INK, SOFT)
+    kinds = list(dict.fromkeys(name.partition(",")[0] for name in series))
+    shades = list(dict.fromkeys(name.partition(",")[2] for name in series))
+    for name, (sigmas, errors) in series.items():
+        kind, _, shade = name.partition(",")
+        axes.plot(
+            sigmas,
+            errors,
+            label=name,
+            linewidth=1.6,
+            color=colours[shades.index(shade) % 7],
+            linestyle=("-", "--", ":")[kinds.index(kind) % 3],
+        )
+    axes.set_xlabel("noise level σ where the step starts")
+    axes.set_ylabel("what it misses by, RMSE")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2)
+    return _svg(figure)
+
+
 def level_loss(sigma: ArrayLike, loss: ArrayLike, density: ArrayLike | None = None) -> bytes:
     """SVG of the loss [n] per noise level sigma [n] (data units, logarithmic axis).
 

@@ -95,8 +95,8 @@ def of_run(
     """
     device = own_device(device)
     model = load(path, weights=weights, device=device)
+    run = model.run
     assert model.path is not None
-    run = model.path.parent.parent if model.path.parent.name == "checkpoints" else model.path
     config = config_of(run)
     how = opening(config.data if config else DataConfig(size=model.format.shape[1:]))
     known = [

@@ -72,7 +72,7 @@ def judge(
         except ConfigError as error:
             say(f"no Fréchet distances: {error}")
     model = load(path, device=device)
-    run = _run_of(model)
+    run = model.run
     shelf = Cache(cache or run / "evaluation" / "cache")
     trials = [Trial("tuned", nfe, tuned[nfe]) for nfe in judging.nfes if nfe in tuned]
     trials += fixed_trials(sampler, judging.nfes)
@@ -118,9 +118,3 @@ def _many(model: Model, sampler: SamplerConfig) -> Trial:
     )  # fmt: skip
     walked = len(model.grid(many)) - 1
     return Trial("heun", 2 * walked - 1, many)
-
-
-def _run_of(model: Model) -> Path:
-    assert model.path is not None
-    inside = model.path.parent.name == "checkpoints"
-    return model.path.parent.parent if inside else model.path

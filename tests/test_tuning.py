@@ -39,9 +39,9 @@ def mixture_lessons(count: int, seed: int) -> list[Lesson]:
     return [teach(MIXTURE, Multistep(3), karras(40, 0.01, 20.0), 20.0 * x) for x in noise]
 
 
-def rms(lessons: list[Lesson], table: NonStationary) -> float:
+def error_of(lessons: list[Lesson], table: NonStationary) -> float:
     sigmas = torch.tensor(table.sigmas, dtype=F64)
-    return float(miss(lessons, table, sigmas).square().mean().sqrt())
+    return float(miss(lessons, table, sigmas).mean())
 
 
 def test_a_teacher_keeps_the_way_of_its_solver():
@@ -104,22 +104,26 @@ def test_least_squares_solves_what_it_can_solve(calls: int):
     variances = [0.02, 0.3, 1.0, 2.0][: calls + 1]
     lesson = gaussian_lesson(GaussianOracle.diagonal(variances * 3))
     path = [*[0, 8, 13, 17][:calls], 20]
-    assert rms([lesson], fit([lesson], path)) < 1e-4
+    assert error_of([lesson], fit([lesson], path)) < 1e-4
     others = gaussian_lesson(GaussianOracle.diagonal(variances * 3), seed=1)
-    assert rms([others], fit([lesson], path)) < 1e-4
-    assert rms([lesson], linear_form(Multistep(2), LEVELS[path])) > 0.02
+    assert error_of([others], fit([lesson], path)) < 1e-4
+    assert error_of([lesson], linear_form(Multistep(2), LEVELS[path])) > 0.02
 
 
 def test_the_last_row_is_the_best_there_is():
-    """No change of one weight of the last row comes nearer to the teacher."""
+    """No change of one weight of the last row comes nearer to the teacher in mean square."""
     lessons = mixture_lessons(4, 0)
     table = fit(lessons, [0, 12, 20, 28, 40])
-    least = rms(lessons, table)
+
+    def square(one: NonStationary) -> float:
+        return float(miss(lessons, one, torch.tensor(one.sigmas, dtype=F64)).square().mean())
+
+    least = square(table)
     for place, change in itertools.product(range(4), (-0.01, 0.01)):
         row = list(table.weights[-1])
         row[place] += change
         moved = NonStationary(table.sigmas, table.start_weights, (*table.weights[:-1], tuple(row)))
-        assert rms(lessons, moved) > least
+        assert square(moved) > least
 
 
 def test_fit_and_refine_beat_every_fixed_solver_on_other_trajectories():
@@ -133,13 +137,13 @@ def test_fit_and_refine_beat_every_fixed_solver_on_other_trajectories():
         )
         grid = karras(calls, 0.01, 20.0)
         fixed = min(
-            rms(unseen, linear_form(solver, grid))
+            error_of(unseen, linear_form(solver, grid))
             for solver in (Euler(), IPNDM(3), Multistep(2), Multistep(3), UniPC(2))
         )
-        assert rms(unseen, fitted) < fixed
-        assert rms(unseen, last.solver) < 0.75 * fixed
-        assert rms(held_out, last.solver) == pytest.approx(last.held_out, rel=1e-9)
-        assert last.held_out < rms(held_out, fitted)
+        assert error_of(unseen, fitted) < fixed
+        assert error_of(unseen, last.solver) < 0.75 * fixed
+        assert error_of(held_out, last.solver) == pytest.approx(last.held_out, rel=1e-9)
+        assert last.held_out < error_of(held_out, fitted)
 
 
 def test_gradients_alone_improve_eulers_method_and_levels_move_only_where_they_may():
@@ -150,16 +154,16 @@ def test_gradients_alone_improve_eulers_method_and_levels_move_only_where_they_m
         *_, last = refine(
             learned, held_out, start, std, iterations=200, every=20, move_levels=move_levels
         )
-        assert last.held_out < 0.6 * rms(held_out, start)
+        assert last.held_out < 0.6 * error_of(held_out, start)
         assert (last.solver.sigmas == start.sigmas) is not move_levels
         assert (last.solver.sigmas[0], last.solver.sigmas[-1]) == (start.sigmas[0], 0.0)
 
 
-def test_what_cannot_be_improved_comes_back_as_it_was():
+def test_what_is_exact_is_not_spoilt():
     lesson = gaussian_lesson(GaussianOracle.diagonal([0.3, 1.0] * 2))
     exact = fit([lesson], [0, 20])
     *_, last = refine([lesson], [lesson], exact, 0.8, iterations=5, every=1)
-    assert last.solver == exact
+    assert error_of([lesson], last.solver) <= error_of([lesson], exact) < 1e-5
 
 
 def test_recomputing_in_place_of_keeping_changes_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -186,4 +190,4 @@ def test_a_trajectory_that_is_not_finite_teaches_nothing():
     bad = Lesson(good[0].denoise, good[0].sigmas, good[0].states * torch.nan, good[0].means)
     start = linear_form(Euler(), karras(4, 0.01, 20.0))
     *_, last = refine([good[0], bad], held_out, start, 1.0, iterations=40, every=4)
-    assert last.held_out < 0.9 * rms(held_out, start)
+    assert last.held_out < 0.9 * error_of(held_out, start)

@@ -55,7 +55,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the search for one sampler is: `error` is its RMSE on held-out trajectories."""
+    """How far the search for one sampler is: `error` is its RMSE on held-out trajectories,
+    the mean over images."""
 
     done: int
     total: int
@@ -178,7 +179,7 @@ class Tuner:
 
     def _error(self, solver: NonStationary) -> float:
         grid = torch.tensor(solver.sigmas, dtype=F64)
-        return float(miss(self.held_out, solver, grid).square().mean().sqrt())
+        return float(miss(self.held_out, solver, grid).mean())
 
     def _lessons(self, purpose: str, count: int, into: list[Lesson]) -> Iterator[int]:
         solver = solver_of(self.teacher)
@@ -205,4 +206,4 @@ class Tuner:
             finer = replace(finer, steps=min(finer.steps, len(ladder)))
         first = self.held_out[:1]
         grid = self.model.grid(finer)
-        return float(miss(first, solver_of(finer), grid).square().mean().sqrt())
+        return float(miss(first, solver_of(finer), grid).mean())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +17,27 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.noise import F64
 from sfumato.solvers.non_stationary import NonStationary
-from sfumato.tuning.fit import RIDGE, miss
+from sfumato.tuning.fit import miss
 from sfumato.tuning.teacher import Lesson
 
-LEVEL_RATE, WEIGHT_RATE = 0.02, 0.004
+WEIGHT_RATE = 0.1
+"""An update moves the end by about this share of the error that is left at the start ..."""
+LEVEL_RATE = 10.0
+"""... and levels in log sigma by so many times as much as a weight, in the units of `_Student`."""
+WARM_UP = 10
+RETREAT = 1.2
+"""From an error that much above the best one, learning goes back to that, half as fast."""
+WHITENED = 1e-5
+"""Products within this of dependent, relative, are not told apart."""
 MOST_BYTES = 2 * 2**30
 """What the network may keep for the way back before it is made to compute twice instead."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """After `iteration` updates: the best solver so far, by its RMSE `held_out` on other latents.
+    """After `iteration` updates: the best solver so far, by its error `held_out` on other latents.
 
-    `loss` is the last batch's RMSE.
+    `loss` is the last batch's error: means over images of per-dimension RMSE.
     """
 
     iteration: int
@@ -46,45 +55,57 @@ def refine(
     iterations: int,
     seed: int = 0,
     move_levels: bool = True,
-    every: int = 25,
+    every: int = 15,
 ) -> Iterator[Refined]:
-    """Improve a solver by Adam on the mean square error of its end, a lesson an update.
+    """Improve a solver by Adam on the error of its end, a lesson an update.
 
-    Yields after every update; `held_out` lessons are looked at each `every` of them and choose the
-    best. `move_levels` lets all levels but the first and last move (not for a network that knows
-    certain levels only). A solver that cannot be improved comes back as it was.
+    The error is the mean over images of their RMSE, so that the few whose trajectories part do not
+    outweigh the rest. Yields after every update; `held_out` lessons are looked at each `every` of
+    them and choose the best, to which learning returns where it strays. `move_levels` lets all
+    levels but the first and last move (not for a network that knows certain levels only). A solver
+    that cannot be improved comes back as it was.
     """
     student = _Student(solver, lessons, data_std, move_levels)
-    adam = torch.optim.Adam(student.groups(), betas=(0.9, 0.99))
+    best, least = solver, _error(held_out, solver)
+    peak = WEIGHT_RATE * min(least, 1.0) / sum(map(len, student.rows)) ** 0.5
+    adam = torch.optim.Adam(student.groups(peak), betas=(0.9, 0.99))
     frugal = _kept_bytes(lessons[0]) * len(solver.weights) > MOST_BYTES
     order = torch.Generator().manual_seed(seed)
-    best, least = solver, float(_error(held_out, solver))
+    kept, slower = student.numbers(), 1.0
     turn: list[int] = []
     for iteration in range(1, iterations + 1):
         turn = turn or torch.randperm(len(lessons), generator=order).tolist()
         lesson = lessons[turn.pop()]
         for group in adam.param_groups:
-            group["lr"] = group["peak"] * _cooled((iteration - 1) / iterations)
+            group["lr"] = slower * group["peak"] * _pace(iteration, iterations)
         end = student.walk(lesson, frugal)
-        loss = (end - lesson.target).square().mean()
+        loss = (end - lesson.target).square().flatten(1).mean(1).add(1e-12).sqrt().mean()
         if loss.isfinite():
             adam.zero_grad()
             loss.backward()
             adam.step()
         if iteration % every == 0 or iteration == iterations:
             made = student.solver()
-            error = float(_error(held_out, made)) if made is not None else math.inf
-            if error < least:
-                best, least = made or best, error
-        yield Refined(iteration, float(loss.detach()) ** 0.5, best, least)
+            error = math.inf if made is None else _error(held_out, made)
+            if made is not None and error < least:
+                best, least, kept = made, error, student.numbers()
+            elif not error < RETREAT * least:
+                student.put(kept)
+                adam.state.clear()
+                slower /= 2
+        yield Refined(iteration, float(loss.detach()), best, least)
 
 
-def _cooled(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def _pace(iteration: int, iterations: int) -> float:
+    """Up while Adam learns how large gradients are, then down along a cosine."""
+    return min(1.0, iteration / WARM_UP) * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
 
-def _error(lessons: Sequence[Lesson], solver: NonStationary) -> Tensor:
-    return miss(lessons, solver, torch.tensor(solver.sigmas, dtype=F64)).square().mean().sqrt()
+def _error(lessons: Sequence[Lesson], solver: NonStationary) -> float:
+    try:
+        return float(miss(lessons, solver, torch.tensor(solver.sigmas, dtype=F64)).mean())
+    except FloatingPointError:
+        return math.inf
 
 
 class _Student:
@@ -113,12 +134,22 @@ class _Student:
         ]
         self.steps = [torch.zeros_like(row, requires_grad=True) for row in self.rows]
 
-    def groups(self) -> list[dict[str, object]]:
+    def groups(self, peak: float) -> list[dict[str, Any]]:
         """What Adam moves, and how fast."""
-        made: list[dict[str, object]] = [{"params": self.steps, "peak": WEIGHT_RATE}]
+        made: list[dict[str, Any]] = [{"params": self.steps, "peak": peak}]
         if self.moves.requires_grad:
-            made.append({"params": [self.moves], "peak": LEVEL_RATE})
+            made.append({"params": [self.moves], "peak": LEVEL_RATE * peak})
         return made
+
+    def numbers(self) -> list[Tensor]:
+        """All that is learned, as it stands."""
+        return [part.detach().clone() for part in (self.moves, *self.steps)]
+
+    @torch.no_grad()
+    def put(self, numbers: list[Tensor]) -> None:
+        """Go back to what `numbers` gave."""
+        for part, value in zip((self.moves, *self.steps), numbers, strict=True):
+            part.copy_(value)
 
     def levels(self) -> Tensor:
         if not self.moves.requires_grad:
@@ -176,7 +207,7 @@ def _products(lesson: Lesson, solver: NonStationary) -> list[Tensor]:
 
 def _whitening(products: Tensor) -> Tensor:
     """W with W^T products W = 1, nearly: weights changed by W z change the sum by |z| in RMS."""
-    factor = torch.linalg.cholesky(products + 100 * RIDGE * torch.diag(products.diag()))
+    factor = torch.linalg.cholesky(products + WHITENED * torch.diag(products.diag()))
     return torch.linalg.inv(factor).T
 
 

@@ -39,7 +39,8 @@ class Result:
     each: tuple[float, ...]
     """Every repeat's Fréchet distance."""
     miss: float | None
-    """Per-dimension RMSE to where a solver of many steps takes the same latents, on [-1, 1]."""
+    """Per-dimension RMSE to where a solver of many steps takes the same latents, on [-1, 1], the
+    mean over latents."""
     milliseconds: float | None
     """Per image, on this machine; as measured when it was drawn."""
     n: int
@@ -122,9 +123,10 @@ def screen(
     count: int,
     cache: Cache,
 ) -> dict[Trial, float]:
-    """Return how far each trial ends from where `teacher` takes the same latents, RMSE on [-1, 1].
+    """Return how far each trial ends from where `teacher` takes the same latents.
 
-    For deterministic samplers; others are left out. What was drawn before is in the cache.
+    The mean over latents of the per-dimension RMSE on [-1, 1]. For deterministic samplers; others
+    are left out. What was drawn before is in the cache.
     """
 
     def ends(sampler: SamplerConfig) -> Drawn:
@@ -138,11 +140,11 @@ def screen(
         out: dict[Trial, float] = {}
         for trial in wanted:
             bar.set_description(f"trajectories of {trial.name}, {trial.nfe} calls")
-            drawn, squares, dims = ends(trial.sampler), 0.0, 0
+            drawn, errors = ends(trial.sampler), list[float]()
             for number, target in enumerate(targets):
-                missed = drawn.piece(number) - target
-                squares, dims = squares + float((missed**2).sum()), dims + missed.size
-            out[trial] = math.sqrt(squares / dims)
+                missed = (drawn.piece(number) - target).reshape(len(target), -1)
+                errors += np.sqrt((missed**2).mean(1)).tolist()
+            out[trial] = statistics.fmean(errors)
             bar.update(trial.nfe * count)
     return out
 

@@ -110,7 +110,7 @@ def write_comparison(
 _MEANING = {
     "Fréchet distance": "The same seeds for all; lower is nearer to the real images.",
     "trajectory error": "How far from where many small steps take the same latents: the root mean "
-    "square over pixels, on [-1, 1].",
+    "square over pixels, on [-1, 1], and its mean over latents.",
 }
 
 

@@ -11,11 +11,45 @@ from sfumato.recipes.sampler_config import GridName, SamplerConfig, SolverName, 
 
 
 @dataclass(frozen=True)
-class CommonOptions:
-    """Sampler."""
+class FlowOptions:
+    """Sampler: the grid, and what changes the denoiser."""
 
     grid: GridName | None = None
     """Grid of noise levels; uniform, quadratic and all need a model with a ladder."""
+    rho: float | None = None
+    """Exponent of the karras grid."""
+    sigma_min: float | None = None
+    """Lowest sigma of the grid above 0."""
+    sigma_max: float | None = None
+    """Highest sigma of the grid."""
+    interpolate: bool | None = None
+    """On a ladder: ask the network between its levels too."""
+    clip: bool | None = None
+    """Clamp every prediction of x0 to the pixel range."""
+    guidance: float | None = None
+    """Classifier-free guidance (1 is off); doubles the network calls. Needs label dropout."""
+    guidance_low: float | None = None
+    """Guidance acts above this sigma ..."""
+    guidance_high: float | None = None
+    """... and up to this one."""
+    batch: int | None = None
+    """Images per network call."""
+
+    def over(
+        self, default: SamplerConfig, tuned: Mapping[int, SamplerConfig] | None = None
+    ) -> SamplerConfig:
+        """Return the run's sampler with the given options in place of its own.
+
+        What was tuned plays no part, for no number of calls is asked for.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(default, **given)
+
+
+@dataclass(frozen=True)
+class CommonOptions(FlowOptions):
+    """Sampler."""
+
     eta: float | None = None
     """DDIM's eta in [0, 1]."""
     points: int | None = None
@@ -40,16 +74,8 @@ class CommonOptions:
     """Steps of each way down again."""
     variance: Literal["zero", "unit-gaussian"] | None = None
     """Variance of x0 in ancestral sampling; unit-gaussian on few steps is DDIM's sigma-hat."""
-    interpolate: bool | None = None
-    """On a ladder: ask the network between its levels too."""
     alpha: float | None = None
     """Heun's alpha: 1 Heun, 2/3 Ralston, 1/2 midpoint."""
-    rho: float | None = None
-    """Exponent of the karras grid."""
-    sigma_min: float | None = None
-    """Lowest sigma of the grid above 0."""
-    sigma_max: float | None = None
-    """Highest sigma of the grid."""
     churn: float | None = None
     """EDM's S_churn."""
     churn_low: float | None = None
@@ -58,26 +84,6 @@ class CommonOptions:
     """EDM's S_tmax."""
     churn_noise: float | None = None
     """EDM's S_noise."""
-    clip: bool | None = None
-    """Clamp every prediction of x0 to the pixel range."""
-    guidance: float | None = None
-    """Classifier-free guidance (1 is off); doubles the network calls. Needs label dropout."""
-    guidance_low: float | None = None
-    """Guidance acts above this sigma ..."""
-    guidance_high: float | None = None
-    """... and up to this one."""
-    batch: int | None = None
-    """Images per network call."""
-
-    def over(
-        self, default: SamplerConfig, tuned: Mapping[int, SamplerConfig] | None = None
-    ) -> SamplerConfig:
-        """Return the run's sampler with the given options in place of its own.
-
-        What was tuned plays no part, for no number of calls is asked for.
-        """
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return replace(default, **given)
 
 
 @dataclass(frozen=True)

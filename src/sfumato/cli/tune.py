@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sfumato.cli.parse import duration, parse
-from sfumato.cli.sampler_options import CommonOptions
+from sfumato.cli.sampler_options import FlowOptions
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,12 @@ class TuneOptions:
     iterations: int = 150
     """Updates by gradients for each number of calls; 0 is least squares alone."""
     seed: int = 0
-    """Seed of the trajectories."""
+    """Seed of the trajectories; with --search-churn, of the images and the search."""
+    search_churn: bool = False
+    """Instead: search EDM's four numbers of churn for Heun's method, by the Fréchet distance of -n
+    images; kept where it beats no churn. Takes a number of calls Heun's method can spend."""
+    trials: int = 30
+    """Settings to try with --search-churn."""
     force: bool = False
     """Tune again what is tuned already."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
@@ -55,7 +60,7 @@ class TuneOptions:
     """Real images to measure against; the run's test images (else its training images)."""
     features: str = "efficientnet"
     """What looks at them; as in sfumato evaluate."""
-    sampler: Annotated[CommonOptions, tyro.conf.arg(name="")] = field(default_factory=CommonOptions)
+    sampler: Annotated[FlowOptions, tyro.conf.arg(name="")] = field(default_factory=FlowOptions)
     """Sampler: what is tuned for, such as --guidance or --sigma-max."""
     out: Path | None = None
     """Folder of the report; RUN/tuning if not given."""
@@ -96,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         options.latents, options.held_out, options.teacher_steps, options.iterations,
         options.levels_only, options.seed,
     )  # fmt: skip
+    if options.search_churn:
+        return _search_churn(options, model, sampler, device)
     _tune(options, model, sampler, search)
     if not options.screen:
         return 0
@@ -152,8 +159,55 @@ def _tune(options: TuneOptions, model: Model, sampler: SamplerConfig, search: Se
                     bar.set_postfix_str(f"held-out error {state.error:.4f}")
 
 
+def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, device: str) -> int:
+    """Search churn for each number of calls, and keep what wins."""
+    from sfumato.recipes.evaluation import churn
+    from sfumato.recipes.evaluation.cache import Cache
+    from sfumato.recipes.evaluation.job import Places, of_run
+    from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.sampler_config import with_solver
+    from sfumato.recipes.samplers import with_evaluations
+    from sfumato.recipes.tuned import Tuned, save_tuned
+
+    for nfe in options.nfe:
+        with_evaluations(with_solver(sampler, "heun"), nfe)
+    settings = Settings(
+        ("fd",), n=options.n, features=options.features, seed=options.seed, repeats=options.repeats
+    )
+    task = of_run(
+        options.run, settings, Places(options.out, options.cache), test=options.data, device=device
+    )
+    reference = next((ref.images for ref in task.references if ref.images is not None), None)
+    if reference is None:
+        raise ConfigError("a search for churn needs real images: give --data")
+    cache = Cache(options.cache or model.run / "evaluation" / "cache")
+    out = options.out or model.run / "tuning"
+    for nfe in dict.fromkeys(options.nfe):
+        verdict = churn.search(
+            model, sampler, nfe, options.trials, reference, settings, cache,
+            device=device, say=print,
+        )  # fmt: skip
+        print(f"\n{nfe} calls, the best settings of {options.trials}:")
+        print("\n".join(churn.in_lines(verdict)))
+        path = out / f"churn-{nfe:03d}.json"
+        churn.write_search(path, verdict, nfe)
+        print(f"all settings: {path}")
+        if verdict.won:
+            about = {
+                "found": "churn",
+                "trials": options.trials,
+                "n": options.n,
+                "frechet": verdict.best.frechet,
+                "frechet_without": verdict.without.frechet,
+            }
+            print(f"kept: {save_tuned(model, Tuned(nfe, verdict.sampler, about))}")
+    return 0
+
+
 def _in_words(tuned: Tuned) -> str:
     about = tuned.about
+    if "held_out_error" not in about:
+        return str(about["found"])
     return (
         f"{about['found']}, error {about['held_out_error']:.4f} on held-out trajectories, "
         f"in {duration(about['seconds'])}"

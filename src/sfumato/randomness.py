@@ -28,6 +28,10 @@ class Purpose(IntEnum):
     CORRECTOR = 3
     MEASUREMENT = 4
     RESTART = 5
+    BOUND = 6
+    LEVELS = 7
+    TRACE = 8
+    DEQUANTISE = 9
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Clipped:
         return self.inner.prior
 
     @property
-    def decoder_var(self) -> Tensor:
+    def decoder_var(self) -> Tensor | None:
         """As the inner denoiser's."""
         return self.inner.decoder_var
 

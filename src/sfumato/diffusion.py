@@ -60,12 +60,17 @@ def level_term(x0: Tensor, x: Tensor, x0_given_x: Gaussian, sigma: Tensor, s: Te
     return per_example(q.kl(p).expand(x0.shape))
 
 
-def decoder_term(x0: Tensor, x0_given_x: Gaussian, decoder_var: Tensor, half_bin: float) -> Tensor:
+def decoder_term(
+    x0: Tensor, x0_given_x: Gaussian, decoder_var: Tensor | None, half_bin: float
+) -> Tensor:
     """Return -log p(x0 | x_1) in nats per example, [B]: the discretised decoder of DDPM eq. (13).
 
-    `half_bin` is half the distance of two neighbouring pixel values (1/255 for 8 bits). Raises
-    ValueError unless decoder_var ([] or [B], data units squared) is above 0.
+    `half_bin` is half the distance of two neighbouring pixel values (1/255 for 8 bits); without a
+    decoder_var it is that of x0_given_x. Raises ValueError unless the variance ([] or [B], data
+    units squared) is above 0.
     """
+    if decoder_var is None:
+        return -per_example(x0_given_x.log_mass(x0, half_bin))
     if not (decoder_var > 0).all():
         raise ValueError(
             f"the decoder's variance must be above 0, not {float(decoder_var.min()):g}: take that "

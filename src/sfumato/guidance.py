@@ -35,7 +35,7 @@ class Guided:
         return self.conditional.prior
 
     @property
-    def decoder_var(self) -> Tensor:
+    def decoder_var(self) -> Tensor | None:
         """As the conditional denoiser's."""
         return self.conditional.decoder_var
 

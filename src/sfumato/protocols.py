@@ -36,8 +36,11 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def decoder_var(self) -> Tensor:
-        """Variance of the last, discretised step of the bound, in data units squared."""
+    def decoder_var(self) -> Tensor | None:
+        """Variance of the last, discretised step of the bound, in data units squared.
+
+        None where D's own variance at the first level is that.
+        """
         ...
 
     def on(self, sigmas: Tensor) -> Denoiser:

@@ -18,6 +18,7 @@ import tomli_w
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
+from sfumato.training.loss_aware import LossHistory
 from sfumato.training.state import TrainState
 from sfumato.training.statistics import LevelStatistics
 from sfumato.training.storage import FolderWriter, read_tensors, to_bytes
@@ -48,6 +49,7 @@ class Checkpoint:
     network: dict[str, Tensor] | None = None
     optimizer: dict[str, Tensor] | None = None
     statistics: LevelStatistics | None = None
+    history: LossHistory | None = None
     hashes: dict[str, str] = field(default_factory=dict[str, str])
 
     def hash_of(self, name: str) -> str:
@@ -114,6 +116,7 @@ def load_checkpoint(path: Path, *, training: bool) -> Checkpoint:
         network=tensors.get("network"),
         optimizer=_part(rest, "optimizer.") if training else None,
         statistics=_statistics(rest, about["statistics"]) if training else None,
+        history=_history(rest),
         hashes={name: file["blake2b"] for name, file in files.items()},
     )
 
@@ -172,7 +175,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     load_weights(state.network, checkpoint.network, checkpoint.path)
     load_weights(state.ema.network, checkpoint.ema, checkpoint.path)
     _load_optimizer(state, checkpoint.optimizer)
-    state.statistics = checkpoint.statistics
+    state.statistics, state.history = checkpoint.statistics, checkpoint.history
     state.step, state.images = checkpoint.step, checkpoint.images
     state.retry = checkpoint.retry
 
@@ -207,6 +210,9 @@ def _write(
         rest = _optimizer_tensors(state)
         rest["statistics.borders"] = state.statistics.borders
         rest["statistics.sums"] = state.statistics.sums
+        if state.history is not None:
+            rest["history.values"] = state.history.values
+            rest["history.counts"] = state.history.counts
         files["training"] = folder.write("training.safetensors", to_bytes(rest))
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -231,6 +237,12 @@ def _statistics(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Leve
         about["sigma_data"],
         about["memory_images"],
     )
+
+
+def _history(tensors: Mapping[str, Tensor]) -> LossHistory | None:
+    if "history.values" not in tensors:
+        return None
+    return LossHistory(tensors["history.values"], tensors["history.counts"])
 
 
 def _trained(network: nn.Module) -> list[str]:

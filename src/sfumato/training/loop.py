@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from sfumato.errors import DataError
 from sfumato.randomness import derive_seed
 from sfumato.training.guard import Guard
+from sfumato.training.loss_aware import LossAware
 from sfumato.training.noise_sampling import draw
 from sfumato.training.optimizer import clip_gradients, gradient_norm
 from sfumato.training.plan import Plan
@@ -168,11 +169,15 @@ def _gradients(state: TrainState, batch: ImageBatch, plan: Plan) -> tuple[float,
         x0, told = plan.augment(x0, host)
         if told is not None:
             condition["augment_labels"] = told.to(x0)
-    sigma, importance = draw(plan.noise, count, host, antithetic=plan.antithetic)
+    if isinstance(plan.noise, LossAware) and state.history is not None:
+        sigma, importance = plan.noise.draw(state.history, count, host)
+    else:
+        sigma, importance = draw(plan.noise, count, host, antithetic=plan.antithetic)
     noise = torch.randn(x0.shape, dtype=x0.dtype, device=device, generator=there)
 
     total = torch.zeros((), device=device)
     errors: list[Tensor] = []
+    each: list[Tensor] = []
     size = plan.micro_batch or count
     with _seeded(_seed(state, plan, "dropout"), device):
         for first in range(0, count, size):
@@ -185,11 +190,20 @@ def _gradients(state: TrainState, batch: ImageBatch, plan: Plan) -> tuple[float,
             loss.backward()
             total = total + loss.detach()
             errors.append(losses.error)
+            each.append(losses.value.detach())
     norm = gradient_norm(state.network.parameters())
     # One transfer, so that a device is waited for once a step.
-    values = torch.cat([total.reshape(1), norm.reshape(1), *errors]).tolist()
-    loss_value, norm_value, *error = values
+    values = torch.cat([total.reshape(1), norm.reshape(1), *errors, *each]).tolist()
+    loss_value, norm_value, error, value = (
+        values[0],
+        values[1],
+        values[2 : 2 + count],
+        values[-count:],
+    )
     state.statistics = state.statistics.seen(sigma, torch.tensor(error, dtype=sigma.dtype))
+    if isinstance(plan.noise, LossAware) and state.history is not None:
+        found = plan.noise.index(sigma), torch.tensor(value, dtype=sigma.dtype)
+        state.history = state.history.seen(*found)
     return loss_value, norm_value
 
 

@@ -12,6 +12,7 @@ the mean squared error of D in data units; w = 1 / sigma^2 is the signal-to-nois
 | `MinSNR`          | min(1 / sigma^2, gamma)         |                                       |
 | `EDM`             | (sigma^2 + sd^2) / (sigma sd)^2 | EDM's F                               |
 | `ContinuousBound` | 1 / (sigma^2 p(ln sigma))       | (the bound in continuous time)        |
+| `DDIMBound`       | T gamma_t / sigma^2             | (DDIM's J_sigma)                      |
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfumato.diffusion import add_noise, decoder_term, expand, level_term
+from sfumato.diffusion import (
+    add_noise,
+    bits_per_dim,
+    decoder_term,
+    expand,
+    first_decoder_var,
+    level_term,
+)
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseLevels
 from sfumato.protocols import Denoise, Denoiser
@@ -160,6 +168,13 @@ class Bound:
         """Return the terms of these levels times T, [B]."""
         x = add_noise(x0, sigma, noise)
         x0_given_x = denoise(x, sigma)
+        value = self.terms(denoise, x0, x, x0_given_x, sigma)
+        return Loss(value, _squared_error(x0_given_x.mean.detach(), x0).detach())
+
+    def terms(
+        self, denoise: Denoiser, x0: Tensor, x: Tensor, x0_given_x: Gaussian, sigma: Tensor
+    ) -> Tensor:
+        """Return the same of a distribution that is known already, [B]."""
         mean, var = x0_given_x.mean, x0_given_x.var.expand_as(x0_given_x.mean)
         index = self.levels.condition(sigma).long()
         first, above = (index == 0).nonzero()[:, 0], (index > 0).nonzero()[:, 0]
@@ -174,10 +189,58 @@ class Bound:
             part = Gaussian(mean[first], var[first])
             nats = decoder_term(x0[first], part, denoise.decoder_var, self.half_bin)
             terms = terms.index_copy(0, first.to(x0.device), nats)
-        dimensions = x0[0].numel()
-        return Loss(
-            len(self.levels) / dimensions * terms, _squared_error(mean.detach(), x0).detach()
-        )
+        return len(self.levels) / x0[0].numel() * terms
+
+
+@dataclass(frozen=True, eq=False)
+class Hybrid:
+    """Improved DDPM's L_hybrid (eq. 16): L_simple, and a little of the bound for the variance.
+
+    The noise's mean squared error plus `weight` times the bound, in bits per dimension and summed
+    over the ladder, as improved-diffusion counts it. The mean takes no part in the latter, so that
+    its gradient is L_simple's.
+    """
+
+    bound: Bound
+    weight: float = 0.001
+
+    def loss(self, denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor) -> Loss:
+        """Return both together, [B]."""
+        x = add_noise(x0, sigma, noise)
+        x0_given_x = denoise(x, sigma)
+        error = _squared_error(x0_given_x.mean, x0)
+        still = Gaussian(x0_given_x.mean.detach(), x0_given_x.var)
+        nats = self.bound.terms(denoise, x0, x, still, sigma)
+        bits = bits_per_dim(nats, 1)  # nats are a dimension's already
+        return Loss(Simple().weight(sigma).to(error) * error + self.weight * bits, error.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class DDIMBound(Weighted):
+    """DDIM's J_sigma for eta in (0, 1] on a ladder, without its constants (theorem 1).
+
+    T times a level's KL(q_sigma(x_s | x, x0) || the same with D for x0), in nats per dimension:
+    (1 - sqrt(s^2 - v) / sigma)^2 / (2 v) times the squared error, v = eta^2 s^2 (1 - k) the step's
+    variance. That is the exact gamma_t; the paper's printed one leaves out factors. eta = 1 is
+    DDPM's bound with var = 0. At the first level v is the decoder's, eta^2 times the second
+    level's. Raises ValueError for eta outside (0, 1].
+    """
+
+    levels: NoiseLevels
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"J_sigma needs eta in (0, 1], not {self.eta}")
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return T times the weight of the mean squared error at levels [*] of the ladder."""
+        index = self.levels.condition(sigma).long()
+        s = torch.where(index > 0, self.levels.sigma[(index - 1).clamp(min=0)], 0.0)
+        v = self.eta**2 * s**2 * (1 - (s / sigma) ** 2)
+        first = self.eta**2 * first_decoder_var(self.levels.sigma[0], self.levels.sigma[1])
+        inner = (1 - (s**2 - v).clamp(min=0).sqrt() / sigma) ** 2 / (2 * v.clamp(min=1e-300))
+        return len(self.levels) * torch.where(index > 0, inner, 1 / (2 * first))
 
 
 def normalised(error: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

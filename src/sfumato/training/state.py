@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.training.ema import Ema
+from sfumato.training.loss_aware import LossAware, LossHistory
 from sfumato.training.optimizer import norm_of
 from sfumato.training.plan import Plan
 from sfumato.training.statistics import LevelStatistics
@@ -33,16 +34,22 @@ class TrainState:
     images: int = 0
     retry: int = 0
     whole: bool = True
+    history: LossHistory | None = None
+    """Losses by level, where levels are drawn by them."""
 
     @classmethod
     def start(cls, network: nn.Module, plan: Plan) -> TrainState:
         """Return the state before the first step."""
-        limits = plan.adapt(network).range
+        limits, noise = plan.adapt(network).range, plan.noise
+        history = None
+        if isinstance(noise, LossAware):
+            history = LossHistory.empty(len(noise.levels), noise.depth)
         return cls(
             network,
             Ema(network),
             plan.optimizer.over(network),
             LevelStatistics.over(limits, plan.sigma_data),
+            history=history,
         )
 
     @property
@@ -67,6 +74,7 @@ class Snapshot:
     statistics: LevelStatistics
     step: int
     images: int
+    history: LossHistory | None
 
     @classmethod
     def of(cls, state: TrainState) -> Snapshot:
@@ -78,6 +86,7 @@ class Snapshot:
             state.statistics,
             state.step,
             state.images,
+            state.history,
         )
 
     def restore(self, state: TrainState) -> None:
@@ -86,6 +95,7 @@ class Snapshot:
         state.ema.network.load_state_dict(self.ema)
         state.optimizer.load_state_dict(_copied_tree(self.optimizer))
         state.statistics, state.step, state.images = self.statistics, self.step, self.images
+        state.history = self.history
         state.whole = True
 
 

@@ -53,6 +53,14 @@ class Process(Protocol):
         ...
 
 
+class Head(Protocol):
+    """What the second half of the output of a network that learns its variance means."""
+
+    def variance(self, out: Tensor, sigma: Tensor, levels: Tensor) -> Tensor:
+        """Return var of x0 [B, *data] at sigma [] or [B]; `levels` ascend, sigma is one of them."""
+        ...
+
+
 Coefficients = Callable[[Tensor], tuple[Tensor, Tensor]]
 Variance = Callable[[Tensor], Tensor]
 
@@ -82,6 +90,7 @@ class Adapted:
     variance: Variance = zero_variance
     fixed_decoder_var: float | None = None
     grid: Tensor | None = None
+    head: Head | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
@@ -100,21 +109,29 @@ class Adapted:
         return Gaussian(torch.zeros((), dtype=F64), torch.tensor(self.process.prior_var, dtype=F64))
 
     @property
-    def decoder_var(self) -> Tensor:
+    def decoder_var(self) -> Tensor | None:
         """Variance of the discretised last step; on a ladder DDPM's, of the grid in use after `on`.
 
-        Raises ValueError where there is neither a ladder, a grid nor a fitted value.
+        None where the network has learned it: then it is D's own var at the first level. Raises
+        ValueError where there is neither a ladder, a grid nor a fitted value.
         """
         if self.fixed_decoder_var is not None:
             return torch.tensor(self.fixed_decoder_var, dtype=F64)
-        levels = self.range.levels if self.grid is None else self.grid
-        if levels is None or len(levels := levels[levels > 0]) < 2:
+        if self.head is not None:
+            return None
+        levels = self._levels
+        if levels is None or len(levels) < 2:
             raise ValueError(
                 "this denoiser has no ladder to take the last step's variance from: "
                 "bind a grid of at least two levels with on(sigmas), or fit fixed_decoder_var"
             )
-        first, second = levels.sort().values[:2]
-        return first_decoder_var(first, second)
+        return first_decoder_var(levels[0], levels[1])
+
+    @property
+    def _levels(self) -> Tensor | None:
+        """The levels above 0 of the grid in use, else of the ladder, ascending."""
+        levels = self.range.levels if self.grid is None else self.grid
+        return None if levels is None else levels[levels > 0].sort().values
 
     def on(self, sigmas: Tensor) -> Adapted:
         """Rebind what depends on neighbouring levels to the levels of this grid."""
@@ -134,8 +151,17 @@ class Adapted:
         # In bfloat16 the index 999 of a level would be 1000.
         told = c_noise.to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
         out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
-        mean = expand(c_skip, x) * x + expand(c_out, x) * out
-        return Gaussian(mean, expand(self.variance(sigma), x))
+        if self.head is None:
+            return Gaussian(_mixed(x, out, c_skip, c_out), expand(self.variance(sigma), x))
+        levels = self._levels
+        if out.shape[1] != 2 * x.shape[1] or levels is None or len(levels) < 2:
+            raise ValueError(
+                "a learned variance needs two outputs a channel and a grid of at least two levels: "
+                f"the network gives {out.shape[1]} for {x.shape[1]} channels"
+            )
+        out, variance = out.chunk(2, 1)
+        var = self.head.variance(variance, sigma, levels)
+        return Gaussian(_mixed(x, out, c_skip, c_out), var.to(x.dtype))
 
 
 def predicts_noise(
@@ -264,6 +290,10 @@ def edm_preconditioned(
         return sigma_data**2 / total, sigma * sigma_data * torch.rsqrt(total)
 
     return Adapted(network, EDMProcess(sigma_data, low, high), coefficients, var)
+
+
+def _mixed(x: Tensor, out: Tensor, c_skip: Tensor, c_out: Tensor) -> Tensor:
+    return expand(c_skip, x) * x + expand(c_out, x) * out
 
 
 def _noise_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:

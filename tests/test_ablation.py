@@ -17,6 +17,7 @@ from sfumato.noise import VP
 from sfumato.recipes import run as running
 from sfumato.recipes.ablation import EDM_ROWS, edm_cells
 from sfumato.recipes.config import Recipe
+from sfumato.recipes.evaluation.outcome import number
 from sfumato.recipes.plan import distribution_of
 from test_compare import Pooled
 
@@ -98,7 +99,7 @@ def test_the_command_trains_measures_and_goes_on(
         ("A", "vp", 64),
         ("F", "vp", 64),
     ]
-    assert all(f"{c['frechet']:.3g}"[:3] in printed for c in kept)
+    assert all(f"{number(c['frechet'])} ± {c['error']:.2g}" in printed for c in kept)
     assert kept[0]["frechet"] != kept[1]["frechet"]
     assert "training configuration" in (out / "ablation.html").read_text()
 
@@ -111,5 +112,11 @@ def test_the_command_trains_measures_and_goes_on(
     words[words.index("64")] = "128"
     assert main([*words, "A"]) == 2
     assert "another --out" in capsys.readouterr().err
+    (out / "B-vp").mkdir()
+    assert main([*words, "B"]) == 2
+    assert "holds no run: remove it" in capsys.readouterr().err
+    assert main([*words, "C", "--features", "bogus"]) == 2
+    assert "bogus" in capsys.readouterr().err
+    assert not (out / "C-vp").exists()
     assert main(["ablate", "edm"]) == 2
     assert "--data FOLDER" in capsys.readouterr().err

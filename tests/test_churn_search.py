@@ -61,7 +61,8 @@ class Measured:
             value = landscape(trial.sampler)
             if settings.seed and trial.sampler.churn:
                 value += self.worse
-            yield Result(trial.name, trial.nfe, value, 0.1, (value,), None, 1.0, settings.n), None
+            each = tuple(value + 0.1 * i for i in range(settings.repeats))
+            yield Result(trial.name, trial.nfe, value, 0.1, each, None, 1.0, settings.n), None
 
 
 def searched(run: Path, folder: Path, count: int) -> churn.Verdict:

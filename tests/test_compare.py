@@ -15,11 +15,13 @@ from torch import nn
 from oracles import F64, GaussianOracle
 from recipe_helpers import array_file, open_run, small
 from sfumato.cli import main
+from sfumato.errors import ConfigError
 from sfumato.noise import karras
 from sfumato.randomness import Purpose, noise_for
 from sfumato.recipes.evaluation import sets
+from sfumato.recipes.evaluation.compare import best_of
 from sfumato.recipes.evaluation.consistency import consistency
-from sfumato.recipes.evaluation.trials import ddim_trials, trials
+from sfumato.recipes.evaluation.trials import Trial, ddim_trials, fixed_trials, trials
 from sfumato.recipes.evaluation.truncation import step_errors
 from sfumato.recipes.model import load
 from sfumato.recipes.sampler_config import SamplerConfig
@@ -81,7 +83,7 @@ def test_every_solver_is_measured_where_it_can_spend_the_calls(
 
 def test_the_images_are_those_of_the_sampler_and_the_same_seeds(tmp_path: Path, run: Path) -> None:
     model = load(run)
-    made, _ = trials(model.recipe.sampler, ["euler", "heun"], [5])
+    made, _ = trials(model, model.recipe.sampler, ["euler", "heun"], [5])
     assert [(t.name, t.nfe, t.sampler.steps) for t in made] == [("euler", 5, 5), ("heun", 5, 3)]
     drawn = sets.Drawn(model, 4, sets.Cache(tmp_path), sampler=made[1].sampler)
     own = model.sample(4, sampler=SamplerConfig(solver="heun", steps=3, batch=4))
@@ -89,7 +91,8 @@ def test_the_images_are_those_of_the_sampler_and_the_same_seeds(tmp_path: Path, 
 
 
 def test_the_cells_of_ddims_table(run: Path) -> None:
-    made = ddim_trials(load(run).recipe.sampler, [2, 5])
+    model = load(run)
+    made = ddim_trials(model, model.recipe.sampler, [2, 5])
     assert [(t.sampler.eta, t.sampler.steps) for t in made[:-2]] == [
         (eta, steps) for eta in (0.0, 0.2, 0.5, 1.0) for steps in (2, 5)
     ]
@@ -105,7 +108,7 @@ def test_sigma_hat_adds_the_noise_of_the_sub_sequences_betas(run: Path) -> None:
     In x_t's units beta' = 1 - abar_t / abar_s; the state here is x_t sqrt(1 + sigma^2).
     """
     model = load(run)
-    hat = ddim_trials(model.recipe.sampler, [3])[-1].sampler
+    hat = ddim_trials(model, model.recipe.sampler, [3])[-1].sampler
     own = replace(hat, variance="zero")
     grid = model.grid(hat)
     sigma, s = grid[0], grid[1]
@@ -133,6 +136,10 @@ def test_what_is_listed_and_what_is_refused(capsys: Capture, run: Path) -> None:
     for arguments, reason in (
         (["compare"], "say which run"),
         (["compare", str(run), "--solvers", "heun", "--nfe", "4"], "cannot spend exactly 4"),
+        (["compare", str(run), "-n", "0"], "-n must be at least 2"),
+        (["compare", str(run), "--consistency", "--seed", "-1"], "--seed must be 0 or more"),
+        (["compare", str(run), "--ddim-table", "--screen", "2"], "--screen cannot judge"),
+        (["compare", str(run), "--truncation", "--rhos"], "at least one exponent"),
     ):
         assert main(arguments) == 2
         assert reason in capsys.readouterr().err
@@ -201,4 +208,62 @@ def test_ddims_table_says_who_wins(
     kept = json.loads((tmp_path / "comparison.json").read_text())["results"]
     last = {r["name"]: r["frechet"] for r in kept if r["nfe"] == 3}
     assert len(last) == 5
-    assert f"at S = 3: {min(last, key=lambda name: last[name])} is best" in printed
+    best = min(last, key=lambda name: last[name])
+    assert f"at S = 3: {best} is best" in printed
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("best ")] == [
+        best.split()[-1]
+    ]
+
+
+def test_ten_images_are_timed_as_ten_however_many_were_drawn_before(
+    tmp_path: Path, run: Path
+) -> None:
+    """The clock counts what was computed: a set half in the cache is not twice as fast."""
+    model, cache = load(run), sets.Cache(tmp_path)
+    sampler = replace(model.recipe.sampler, batch=64)
+    first = sets.Drawn(model, 64, cache, sampler=sampler)
+    first.piece(0)
+    alone = first.seconds_per_image
+    assert alone is not None
+    more = sets.Drawn(model, 128, cache, sampler=sampler)
+    assert more.seconds_per_image == alone
+    more.piece(1)
+    both = more.seconds_per_image
+    assert both is not None
+    assert both > alone / 20
+    assert sets.Drawn(model, 10, sets.Cache(tmp_path / "b")).seconds_per_image is None
+
+
+def test_a_ladders_solvers_are_those_it_can_walk(tmp_path: Path) -> None:
+    made = open_run(tmp_path / "run", array_file(tmp_path), small("ddpm-tiny", steps=2))
+    for _ in made.steps():
+        pass
+    model = load(tmp_path / "run")
+    named, left_out = trials(model, model.recipe.sampler, ["euler", "midpoint"], [5])
+    assert [trial.name for trial in named] == ["euler"]
+    assert "midpoint at 5: midpoint asks between the levels" in left_out[0]
+    fixed, impossible = fixed_trials(model, model.recipe.sampler, [5])
+    assert {"euler", "heun", "multistep 3"} <= {trial.name for trial in fixed}
+    assert any(reason.startswith("midpoint: midpoint asks between") for reason in impossible)
+    with pytest.raises(ConfigError, match="1 to 1000 steps, not 2000"):
+        ddim_trials(model, model.recipe.sampler, [2000])
+    fine = replace(model.recipe.sampler, grid="vp")
+    named, left_out = trials(model, fine, ["euler"], [900])
+    assert named == []
+    assert "fall together" in left_out[0]
+
+
+def test_fixed_solvers_are_plain_whatever_the_run_samples_by(run: Path) -> None:
+    model = load(run)
+    churned = SamplerConfig(solver="heun", churn=30.0, alpha=0.5)
+    made, _ = fixed_trials(model, churned, [5])
+    heun = next(trial for trial in made if trial.name == "heun")
+    assert (heun.sampler.churn, heun.sampler.alpha) == (0.0, 1.0)
+
+
+def test_methods_that_are_one_at_few_steps_count_once() -> None:
+    own = SamplerConfig()
+    named = [Trial(name, 3, replace(own, points=0, steps=n)) for n, name in enumerate("abcd", 1)]
+    misses = dict(zip(named, (0.2, 0.1, 0.1, 0.3), strict=True))
+    assert [trial.name for trial in best_of(misses, 2)] == ["b", "a"]
+    assert [trial.name for trial in best_of(misses, 1, always=("d",))] == ["b", "d"]

@@ -12,18 +12,26 @@ import torch
 from torch import Tensor
 
 from flow_helpers import DATA, F64, MIXTURE, end
+from sfumato.gaussian import Gaussian
 from sfumato.noise import VP, geometric, karras, vp
-from sfumato.solvers import (
-    Heun,
-    RungeKutta,
-)
+from sfumato.solvers import Euler, Heun, RungeKutta
 from sfumato.solvers.coordinates import (
     Coordinates,
     Identity,
     VarianceExploding,
     VariancePreserving,
 )
-from sfumato.solvers.tableau import EULER, HEUN, MIDPOINT, RALSTON, TABLEAUS, Tableau
+from sfumato.solvers.runge_kutta import combine
+from sfumato.solvers.tableau import (
+    CLASSIC4,
+    EULER,
+    HEUN,
+    KUTTA3,
+    MIDPOINT,
+    RALSTON,
+    TABLEAUS,
+    Tableau,
+)
 
 # --- tableaus: the conditions of rooted trees ----------------------------------------------------
 
@@ -202,3 +210,35 @@ def test_the_last_step_in_root_coordinates_takes_half_the_noise():
 def test_bad_coordinates():
     with pytest.raises(ValueError, match="rate > 0"):
         VariancePreserving(rate=0.0)
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16])
+def test_a_denoiser_may_answer_in_another_dtype(other: torch.dtype):
+    """The state keeps its own: float32."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Gaussian:
+        return Gaussian((x / (1 + float(sigma) ** 2)).to(other), torch.zeros(()))
+
+    x = torch.linspace(-80, 80, 5)[:, None]
+    for solver in (Euler(), Heun(), RungeKutta(CLASSIC4)):
+        out = end(denoise, solver, karras(5)[:-1], x)
+        assert out.dtype == torch.float32 or other == torch.float64
+
+
+def test_long_steps_keep_their_digits_in_float32():
+    """From 16384 to 0.01 in one step: what is left of x is 1e-2, known to a millionth of that."""
+    x = torch.linspace(-2, 2, 41)[:, None] * 2.0**14
+    d = torch.linspace(-1, 1, 41)[:, None]
+    keep = 0.01 / 2.0**14
+    exact = keep * x.double() + (1 - keep) * d.double()
+    out = combine((keep, 1 - keep), (x, d))
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-7)
+
+
+def test_the_sum_of_means_is_as_exact_as_the_slopes_in_float32():
+    """On a coarse grid, where weights are large and cancel."""
+    grid = karras(5)[:-1]
+    x = torch.linspace(-80, 80, 41)[:, None]
+    for solver in (Heun(), RungeKutta(KUTTA3), RungeKutta(CLASSIC4)):
+        exact = end(MIXTURE, solver, grid, x.double())
+        assert float((end(MIXTURE, solver, grid, x) - exact).abs().max()) < 1e-4

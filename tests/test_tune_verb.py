@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_helpers import array_file, open_run, small
+from recipe_helpers import QUIET, array_file, open_run, pixels, small
 from sfumato.cli import main
 from sfumato.cli.sampler_options import CommonOptions, SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.noise import F64
 from sfumato.recipes import tuning
 from sfumato.recipes.model import load
+from sfumato.recipes.run import Run
+from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.recipes.sampler_config import SamplerConfig, SolverTable
 from sfumato.recipes.tuned import Tuned, load_tuned, path_of, samplers, save_tuned
 from sfumato.sampling import generate
@@ -97,7 +99,9 @@ def test_levels_alone_take_the_best_fixed_solver(capsys: Capture, run: Path) -> 
 
 def test_a_ladders_levels_stay_its_own(tmp_path: Path) -> None:
     run = trained(tmp_path, "ddpm-tiny")
-    assert main(command(run, "--nfe", "4", "--screen", "0")) == 0
+    assert main(command(run, "--nfe", "4")) == 0
+    kept = json.loads((run / "tuning" / "tuning.json").read_text())
+    assert any("kutta3 asks between" in reason for reason in kept["left_out"])
     model = load(run)
     found, _ = load_tuned(model)
     table = found[4].sampler.table
@@ -145,7 +149,7 @@ def test_options_choose_between_tuned_and_fixed() -> None:
     assert chosen(nfe=5).solver == "heun"
     with pytest.raises(ConfigError, match="cannot spend exactly 6"):  # heun, as guided
         chosen(nfe=6, guidance=2.0)
-    with pytest.raises(ConfigError, match="guidance or clipping would make it another"):
+    with pytest.raises(ConfigError, match="guidance, clipping or range would make it another"):
         chosen(nfe=6, solver="tuned", guidance=2.0)
     with pytest.raises(ConfigError, match="rho would make it another"):
         chosen(nfe=6, solver="tuned", rho=5.0)
@@ -162,12 +166,12 @@ def test_options_choose_between_tuned_and_fixed() -> None:
 
 def test_a_stored_sampler_belongs_to_its_weights(run: Path) -> None:
     model = load(run)
-    tuned = Tuned(6, SamplerConfig(solver="tuned", steps=2, table=TABLE), {"seed": 3})
+    tuned = Tuned(2, SamplerConfig(solver="tuned", steps=2, table=TABLE), {"seed": 3})
     path = save_tuned(model, tuned)
     assert model.path is not None
-    assert path == path_of(model.path, 6)
-    assert load_tuned(model) == ({6: tuned}, [])
-    assert samplers({6: tuned}) == {6: tuned.sampler}
+    assert path == path_of(model.path, 2)
+    assert load_tuned(model) == ({2: tuned}, [])
+    assert samplers({2: tuned}) == {2: tuned.sampler}
     assert load_tuned(load(run, weights="network")) == ({}, [])
     with pytest.raises(ConfigError, match="a saved model"):
         save_tuned(replace(model, path=None), tuned)
@@ -177,7 +181,10 @@ def test_a_stored_sampler_belongs_to_its_weights(run: Path) -> None:
     ("old", "new"),
     [
         ("format = 1", "format = 2"),
-        ("nfe = 6", "nfe = ["),
+        ("nfe = 2", "nfe = ["),
+        ("nfe = 2", "nfe = 3"),
+        ("    1.0,\n", "    90.0,\n"),
+        ("    1.0,\n", ""),
         ('solver = "tuned"', 'solver = "heun"'),
         ("steps = 2", "steps = 3"),
         ("rho = 7.0", "row = 7.0"),
@@ -188,7 +195,7 @@ def test_a_damaged_one_is_passed_over_and_named(
 ) -> None:
     model = load(run)
     path = save_tuned(
-        model, Tuned(6, SamplerConfig(solver="tuned", steps=2, table=TABLE), {"seed": 3})
+        model, Tuned(2, SamplerConfig(solver="tuned", steps=2, table=TABLE), {"seed": 3})
     )
     text = path.read_text()
     assert old in text
@@ -204,6 +211,9 @@ def test_a_damaged_one_is_passed_over_and_named(
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
+        (["--screen", "8", "-n", "20", "--features", "efficentnet"], "efficentnet"),
+        (["--screen", "8", "-n", "20", "--data", "/nowhere"], "nowhere"),
+        (["--screen", "8", "-n", "20", "--repeats", "0"], "repeats must be 1 or more"),
         (["--nfe", "30"], "30 calls cannot be tuned: the teacher has 20 levels"),
         (["--nfe", "0"], "each at least 1"),
         (["--latents", "0"], "--latents must be at least 1"),
@@ -212,6 +222,92 @@ def test_a_damaged_one_is_passed_over_and_named(
         (["-n", "1"], "-n not 1"),
     ],
 )
-def test_bad_words_are_refused(capsys: Capture, run: Path, more: list[str], reason: str) -> None:
-    assert main(command(run, *more)) == 2
+def test_bad_words_are_refused_before_any_work(
+    capsys: Capture, run: Path, more: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: object) -> None:
+        raise AssertionError("taught first")
+
+    monkeypatch.setattr(tuning.Tuner, "walk", never)
+    assert main(command(run, *more)) in (1, 2)
     assert reason in capsys.readouterr().err
+
+
+def test_another_search_is_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(command(run, "--nfe", "3", "--screen", "0")) == 0
+
+    def never(self: object) -> None:
+        raise AssertionError("taught again")
+
+    monkeypatch.setattr(tuning.Tuner, "walk", never)
+    assert main(command(run, "--nfe", "3", "--screen", "0", "--batch", "2")) == 0
+    for other in (["--held-out", "3"], ["--seed", "1"], ["--clip", "True"]):
+        with pytest.raises(AssertionError, match="taught again"):
+            main(command(run, "--nfe", "3", "--screen", "0", *other))
+
+
+def test_levels_stay_where_the_network_was_trained(run: Path) -> None:
+    """Nearly as many calls as the teacher has levels: none may move below the lowest."""
+    words = ["--nfe", "18", "--screen", "0", "--iterations", "30"]
+    assert main(command(run, *words)) == 0
+    found, _ = load_tuned(load(run))
+    table = found[18].sampler.table
+    assert table is not None
+    assert min(table.sigmas[:-1]) >= 0.002
+
+
+def test_the_range_tuned_for_is_known_by_name_and_by_default(run: Path) -> None:
+    assert main(command(run, "--nfe", "3", "--screen", "0", "--sigma-max", "40")) == 0
+    model = load(run)
+    known = samplers(load_tuned(model)[0])
+    own = model.recipe.sampler
+    for options in (SamplerOptions(nfe=3), SamplerOptions(nfe=3, sigma_max=40.0)):
+        assert options.over(own, known).solver == "tuned"
+    assert SamplerOptions(nfe=3, sigma_max=50.0).over(own, known).solver == "heun"
+    assert float(model.grid(known[3])[0]) == pytest.approx(40.0)
+
+
+def test_a_tuned_sampler_completes_nothing_and_inverts_nothing(
+    capsys: Capture, run: Path, tmp_path: Path
+) -> None:
+    assert main(command(run, "--nfe", "3", "--screen", "0")) == 0
+    sample = ["sample", str(run), "--nfe", "3", "-n", "1", "--threads", "1", "--share-latent", "1"]
+    assert main(sample) == 2
+    assert "draws no noise" in capsys.readouterr().err
+
+
+def test_compare_takes_a_tuned_one_for_its_own_denoiser_only(
+    capsys: Capture, run: Path, tmp_path: Path
+) -> None:
+    assert main(command(run, "--nfe", "3", "--screen", "0")) == 0
+    words = ["compare", str(run), "--threads", "1", "-n", "20", "--nfe", "3", "--solvers", "euler"]
+    assert main([*words, "tuned", "--clip", "True"]) == 0
+    assert "left out: tuned at 3: it was tuned for another" in capsys.readouterr().out
+    assert main([*words, "tuned", "--batch", "100", "--screen", "1"]) == 0
+    assert "tuned" in capsys.readouterr().out.partition("trajectory error")[2]
+
+
+def test_a_guided_model_of_classes_is_tuned_over_all_of_them(tmp_path: Path) -> None:
+    base = small(steps=4)
+    recipe = replace(base, network=replace(base.network, label_dropout=0.2))
+    folder = tmp_path / "classes"
+    np.savez(tmp_path / "images.npz", images=pixels(), labels=np.arange(12) % 3)
+    made = Run.open(
+        RunConfig(
+            recipe,
+            DataConfig(data=str(tmp_path / "images.npz"), layout="NHWC", classes=True),
+            QUIET,
+        ),
+        folder,
+    )
+    for _ in made.steps():
+        pass
+    assert main(command(folder, "--nfe", "3", "--guidance", "2")) == 0
+    kept = json.loads((folder / "tuning" / "tuning.json").read_text())["results"]
+    missed = {r["name"]: r["miss"] for r in kept if r["nfe"] == 3}
+    assert min(missed, key=lambda name: missed[name]) == "tuned"
+    model = load(folder)
+    known = samplers(load_tuned(model)[0])
+    own = model.recipe.sampler
+    assert SamplerOptions(nfe=3, guidance=2.0).over(own, known).solver == "tuned"
+    assert SamplerOptions(nfe=3).over(own, known).solver == "heun"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -79,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         device=options.device, threads=options.threads,
     )  # fmt: skip
     set_threads(options.threads)
+    ablated.try_features(options.features, pick_device(options.device))
     for number, cell in enumerate(cells, 1):
         config = _config(cell, data, bookkeeping)
         folder = options.out / cell.name
@@ -128,19 +129,18 @@ def _state(folder: Path, config: RunConfig) -> Literal["new", "begun", "finished
     from sfumato.training.checkpoint import read_description
     from sfumato.training.history import latest_checkpoint
 
+    if not folder.exists():
+        return "new"
     try:
         before = RunConfig.read(folder / "config.toml")
-    except CheckpointError:
-        return "new"
-    alike = (
-        before.recipe.name == config.recipe.name
-        and before.recipe.images == config.recipe.images
-        and before.recipe.network == config.recipe.network
-        and (before.data.data, before.data.size) == (config.data.data, config.data.size)
-    )
-    if not alike:
+    except CheckpointError as error:
         raise ConfigError(
-            f"{folder} holds a run of other images, length or width: choose another --out"
+            f"{folder} is there but holds no run: remove it, or choose another --out"
+        ) from error
+    known = replace(before.recipe, process=replace(before.recipe.process, sigma_data=None))
+    if known != config.recipe or before.data != config.data:
+        raise ConfigError(
+            f"{folder} holds a run of other images, length or settings: choose another --out"
         )
     try:
         images = read_description(latest_checkpoint(folder).path)["images"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,8 +31,9 @@ class CompareOptions:
     """A run's folder, or one checkpoint folder."""
     solvers: tuple[SolverName, ...] = _DEFAULT
     """Solvers to compare; --list names them all."""
-    nfe: tuple[int, ...] = (5, 9, 17, 35)
-    """Network calls an image may cost; a solver that cannot spend exactly so many is left out."""
+    nfe: tuple[int, ...] = ()
+    """Network calls an image may cost, 5 9 17 35 if not given; a solver that cannot spend exactly
+    so many is left out. For the tables and the sheet numbers of steps, DDIM's if not given."""
     screen: int = 0
     """Compare trajectories on 256 latents first, and draw images only with the best so many for
     each number of calls; 0 draws with all."""
@@ -74,6 +76,9 @@ class CompareOptions:
 
 
 _SCREENED = 256
+_CALLS = (5, 9, 17, 35)
+_TABLE = (10, 20, 50, 100)
+_SHEET = (10, 20, 50, 100, 1000)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -94,6 +99,12 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("say which run: sfumato compare RUN")
     if options.screen < 0:
         raise ConfigError(f"--screen must be 0 or more, not {options.screen}")
+    if options.n is not None and options.n < 2:
+        raise ConfigError(f"-n must be at least 2, not {options.n}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed must be 0 or more, not {options.seed}")
+    if options.ddim_table and options.screen:
+        raise ConfigError("--ddim-table has samplers that draw noise, which --screen cannot judge")
     if options.ddim_table + options.truncation + options.consistency > 1:
         raise ConfigError("--ddim-table, --truncation and --consistency are asked for one by one")
     from sfumato.recipes.environment import pick_device, set_threads
@@ -123,12 +134,14 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
         sampler = replace(sampler, steps=options.steps)
         with tqdm(total=(options.steps - 1) * len(options.rhos), unit="step") as bar:
             made = errors.truncation(
-                model, sampler, cache, rhos=options.rhos, count=options.n or 64, tick=bar.update
-            )
+                model, sampler, cache, rhos=options.rhos, count=options.n or 64,
+                seed=options.seed, tick=bar.update,
+            )  # fmt: skip
         print(errors.in_lines(made))
         paths = errors.write_truncation(out, f"{run.name}: truncation error", made)
     else:
-        sheet = sheets.consistency(model, sampler, options.nfe, options.n or 8, cache, options.seed)
+        steps = options.nfe or _possible(model, _SHEET)
+        sheet = sheets.consistency(model, sampler, steps, options.n or 8, cache, options.seed)
         for steps, missed in zip(sheet.steps, sheet.missed, strict=True):
             print(f"{steps:>5} steps: RMSE {missed:.4f} to {sheet.steps[-1]} steps, on [-1, 1]")
         paths = sheets.write_sheet(out, sheet)
@@ -156,11 +169,9 @@ def _compare(options: CompareOptions, device: str) -> int:
         device=device,
     )
     drawn = task.samples[0]
-    reference = next((ref.images for ref in task.references if ref.images is not None), None)
+    reference = task.real_images()
     assert isinstance(drawn, work.Drawn)
     assert task.run is not None
-    if reference is None:
-        raise ConfigError("compare needs real images: give --data")
     chosen, left_out = _trials(options, drawn.model, drawn.sampler)
     misses: dict[work.Trial, float] = {}
     if options.screen:
@@ -173,7 +184,7 @@ def _compare(options: CompareOptions, device: str) -> int:
         ]
         chosen = work.best_of(misses, options.screen, always=("tuned",))
     if not chosen:
-        raise ConfigError("none of these solvers can spend these calls: " + "; ".join(left_out))
+        raise ConfigError("none of these samplers can be compared: " + "; ".join(left_out))
     for reason in left_out:
         print(f"left out: {reason}")
     done = list(
@@ -209,7 +220,8 @@ def _compare(options: CompareOptions, device: str) -> int:
         print()
     print(table_of(measured))
     if options.ddim_table:
-        print(_verdict(measured))
+        ladder = drawn.model.denoiser.range.levels
+        print(_verdict(measured, 0 if ladder is None else len(ladder)))
     for name, path in paths.items():
         print(f"{name}: {path}")
     return 0
@@ -222,14 +234,30 @@ def _trials(
     from sfumato.recipes.tuned import load_tuned, samplers
 
     if options.ddim_table:
-        return named.ddim_trials(sampler, options.nfe), []
+        return named.ddim_trials(model, sampler, options.nfe or _possible(model, _TABLE)), []
     tuned, _ = load_tuned(model)
-    return named.trials(sampler, options.solvers, options.nfe, samplers(tuned))
+    nfes = options.nfe or _CALLS
+    return named.trials(model, sampler, options.solvers, nfes, samplers(tuned))
 
 
-def _verdict(results: Sequence[Result]) -> str:
-    """Who wins at the most steps, where the paper's sigma-hat overtakes eta = 0 at S = T = 1000."""
+def _possible(model: Model, steps: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers of steps that a model's ladder allows, and the whole ladder in their place."""
+    ladder = model.denoiser.range.levels
+    if ladder is None:
+        return steps
+    return tuple(dict.fromkeys(min(count, len(ladder)) for count in steps))
+
+
+def _verdict(results: Sequence[Result], ladder: int) -> str:
+    """Who wins at the most steps; at S = T the paper has a winner to compare with."""
     most = max(result.nfe for result in results)
     last = [result for result in results if result.nfe == most and result.frechet is not None]
-    best = min(last, key=lambda result: result.frechet or 0.0)
-    return f"at S = {most}: {best.name} is best (in DDIM's Table 1 sigma-hat, at S = T = 1000)"
+    best, *others = sorted(last, key=lambda result: result.frechet or 0.0)
+    text = f"at S = {most}: {best.name} is best"
+    if others and best.frechet is not None and others[0].frechet is not None:
+        error = math.hypot(best.error or 0.0, others[0].error or 0.0)
+        if others[0].frechet - best.frechet < 2 * error:
+            text += f", within the error of {others[0].name}"
+    if most == ladder:
+        text += " (S = T, where DDIM's Table 1 has sigma-hat)"
+    return text

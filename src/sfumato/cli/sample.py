@@ -75,6 +75,9 @@ def run(arguments: Sequence[str]) -> int:
     for note in notes:
         print(f"note: {note}")
     sampler = options.sampler.over(model.recipe.sampler, samplers(tuned))
+    known = tuned.get(options.sampler.nfe or 0)
+    if known and options.sampler.solver is None and sampler.table != known.sampler.table:
+        print("note: the sampler tuned for these calls is for other options: it is not used")
     shared = _completed(options, model, sampler)
     folder = options.out or free_folder(_default_folder(options, model))
     steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)

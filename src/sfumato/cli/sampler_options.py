@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from sfumato.errors import ConfigError
-from sfumato.recipes.sampler_config import GridName, SamplerConfig, SolverName, with_solver
+from sfumato.recipes.sampler_config import (
+    FLOW,
+    GridName,
+    SamplerConfig,
+    SolverName,
+    same_flow,
+    with_solver,
+)
 
 
 @dataclass(frozen=True)
@@ -132,15 +139,17 @@ class SamplerOptions(CommonOptions):
         asked = given.get("solver") == "tuned"
         if nfe is not None and nfe in tuned and given.get("solver", "tuned") == "tuned":
             own = replace(tuned[nfe], batch=given.get("batch", default.batch))
-            wanted = replace(default, **{k: v for k, v in given.items() if k in _DENOISER})
-            rest = given.keys() - {*_DENOISER, "solver", "batch"}
-            if not rest and all(getattr(own, k) == getattr(wanted, k) for k in _DENOISER):
+            bounds = {k: v for k, v in given.items() if k in FLOW}
+            if "sigma_min" not in given and "sigma_max" not in given:
+                bounds |= {"sigma_min": own.sigma_min, "sigma_max": own.sigma_max}
+            rest = given.keys() - {*FLOW, "solver", "batch"}
+            if not rest and same_flow(own, replace(default, **bounds)):
                 return own
             if asked:
-                listed = ", ".join(sorted(rest)) or "another guidance or clipping"
+                listed = ", ".join(sorted(rest)) or "another guidance, clipping or range"
                 raise ConfigError(
                     f"a tuned sampler is what it is, and {listed} would make it another: "
-                    "leave that out, or tune with it"
+                    "leave that out (sfumato tune takes guidance, clipping and range)"
                 )
         elif asked:
             known = ", ".join(map(str, sorted(tuned))) or "none yet"
@@ -149,7 +158,3 @@ class SamplerOptions(CommonOptions):
                 f"(tuned: {known}): sfumato tune RUN --nfe {nfe or 6}, then --nfe {nfe or 6}"
             )
         return None
-
-
-_DENOISER = ("guidance", "guidance_low", "guidance_high", "clip", "interpolate")
-"""What changes the denoiser that is sampled, and so what a sampler is tuned for."""

@@ -14,6 +14,7 @@ from sfumato.cli.sampler_options import FlowOptions
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sfumato.recipes.evaluation.tuned_report import Judge
     from sfumato.recipes.model import Model
     from sfumato.recipes.sampler_config import SamplerConfig
     from sfumato.recipes.tuned import Tuned
@@ -103,24 +104,28 @@ def run(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     if options.search_churn:
         return _search_churn(options, model, sampler, device)
+    judge = _judge(options, model, device) if options.screen else None
     _tune(options, model, sampler, search)
-    if not options.screen:
+    if judge is None:
         return 0
     found, notes = load_tuned(model)
     for note in notes:
         print(f"note: {note}")
-    from sfumato.recipes.evaluation.tuned_report import Judging, judge
-
-    judging = Judging(
-        options.nfe, options.n, options.repeats, options.best, options.screen, options.data,
-        options.features,
-    )  # fmt: skip
-    paths = judge(
-        options.run, sampler, samplers(found), judging, options.out, options.cache, device, print
-    )
-    for name, path in paths.items():
+    for name, path in judge.judge(sampler, samplers(found), print).items():
         print(f"{name}: {path}")
     return 0
+
+
+def _judge(options: TuneOptions, model: Model, device: str) -> Judge:
+    """What will compare; made before tuning, so that what is missing is told at once."""
+    from sfumato.recipes.evaluation.tuned_report import Judge, Judging
+
+    nfes = tuple(dict.fromkeys(options.nfe))
+    judging = Judging(
+        nfes, options.n, options.repeats, options.best, options.screen, options.data,
+        options.features,
+    )  # fmt: skip
+    return Judge(model, judging, options.out, options.cache, device)
 
 
 def _tune(options: TuneOptions, model: Model, sampler: SamplerConfig, search: Search) -> None:
@@ -137,6 +142,8 @@ def _tune(options: TuneOptions, model: Model, sampler: SamplerConfig, search: Se
         if nfe in known and not options.force and tuner.made(known[nfe]):
             print(f"{nfe} calls: tuned before ({_in_words(known[nfe])}); --force tunes it again")
         else:
+            if nfe in known:
+                print(f"{nfe} calls: replaces what was tuned before ({_in_words(known[nfe])})")
             wanted.append(nfe)
     if not wanted:
         return
@@ -167,7 +174,7 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
     from sfumato.recipes.evaluation.settings import Settings
     from sfumato.recipes.sampler_config import with_solver
     from sfumato.recipes.samplers import with_evaluations
-    from sfumato.recipes.tuned import Tuned, save_tuned
+    from sfumato.recipes.tuned import Tuned, load_tuned, save_tuned
 
     for nfe in options.nfe:
         with_evaluations(with_solver(sampler, "heun"), nfe)
@@ -177,9 +184,7 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
     task = of_run(
         options.run, settings, Places(options.out, options.cache), test=options.data, device=device
     )
-    reference = next((ref.images for ref in task.references if ref.images is not None), None)
-    if reference is None:
-        raise ConfigError("a search for churn needs real images: give --data")
+    reference = task.real_images()
     cache = Cache(options.cache or model.run / "evaluation" / "cache")
     out = options.out or model.run / "tuning"
     for nfe in dict.fromkeys(options.nfe):
@@ -192,7 +197,13 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
         path = out / f"churn-{nfe:03d}.json"
         churn.write_search(path, verdict, nfe)
         print(f"all settings: {path}")
-        if verdict.won:
+        known, _ = load_tuned(model)
+        if verdict.won and nfe in known and known[nfe].sampler.solver == "tuned":
+            print(
+                f"not kept: {nfe} calls have a sampler tuned already, which sfumato compare "
+                "--solvers tuned heun can be asked about; its file is in the checkpoint's folder"
+            )
+        elif verdict.won:
             about = {
                 "found": "churn",
                 "trials": options.trials,

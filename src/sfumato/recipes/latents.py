@@ -23,7 +23,8 @@ from sfumato.protocols import Denoiser
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.model import Model
-from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig, plain
+from sfumato.recipes.samplers import deterministic as is_deterministic
 from sfumato.recipes.samplers import solver_of
 from sfumato.sampling import sample, start_from_prior
 
@@ -72,6 +73,10 @@ class Flow:
 
     def check_invertible(self) -> None:
         """Raise ConfigError for a sampler that draws noise on the way."""
+        if self.sampler.solver == "tuned":
+            raise ConfigError(
+                "a tuned sampler walks down only: invert with --solver ddim (eta 0) or heun"
+            )
         if not self.model.solver(self.sampler).invertible:
             extra = " with churn" if self.sampler.churn else ""
             extra += " with restarts" if self.sampler.restarts else ""
@@ -202,10 +207,8 @@ def deterministic(own: SamplerConfig) -> SamplerConfig:
 
     That is what inverting starts from where no solver is asked for.
     """
-    plain = replace(own, churn=0.0, restarts=0)
-    if solver_of(replace(plain, eta=0.0)).invertible:
-        return replace(plain, eta=0.0)
-    return replace(plain, solver="ddim", eta=0.0, points=0)
+    quiet = replace(own, churn=0.0, restarts=0, eta=0.0)
+    return quiet if solver_of(quiet).invertible else plain(own, "ddim")
 
 
 def fine_enough(own: SamplerConfig, ladder: Tensor | None) -> SamplerConfig:
@@ -281,7 +284,7 @@ def completions(flow: Flow, seed: int, sigma: float, count: int) -> tuple[Tensor
     has one completion only, and for a level outside the grid.
     """
     solver, grid = flow.model.solver(flow.sampler), flow.down
-    if solver.invertible:
+    if is_deterministic(solver):
         raise ConfigError(
             f"{flow.sampler.solver} draws no noise, so it completes a shared latent in one way "
             "only: add --solver ancestral, or --solver ddim --eta 1"

@@ -131,20 +131,45 @@ class SamplerConfig:
 
 def with_solver(sampler: SamplerConfig, solver: SolverName) -> SamplerConfig:
     """Return the sampler with this solver; what belonged to its own one does not carry over."""
-    if solver == sampler.solver:
-        return sampler
-    plain = SamplerConfig()
+    return sampler if solver == sampler.solver else plain(sampler, solver)
+
+
+def plain(sampler: SamplerConfig, solver: SolverName) -> SamplerConfig:
+    """Return the sampler with this solver and nothing that belongs to one solver only."""
+    own = SamplerConfig()
     return replace(
         sampler,
         solver=solver,
-        eta=plain.eta,
-        alpha=plain.alpha,
-        churn=plain.churn,
-        points=plain.points,
-        restarts=plain.restarts,
-        variance=plain.variance,
-        table=plain.table,
+        eta=own.eta,
+        alpha=own.alpha,
+        churn=own.churn,
+        points=own.points,
+        restarts=own.restarts,
+        variance=own.variance,
+        table=own.table,
     )
+
+
+def sub_sequence(sampler: SamplerConfig) -> SamplerConfig:
+    """Return the sampler with a grid whose steps can be chosen, where its own is a whole ladder."""
+    return replace(sampler, grid="uniform") if sampler.grid == "all" else sampler
+
+
+def same_flow(a: SamplerConfig, b: SamplerConfig) -> bool:
+    """Whether two samplers ask the same denoiser between the same levels."""
+    return all(getattr(a, name) == getattr(b, name) for name in FLOW)
+
+
+FLOW = (
+    "guidance",
+    "guidance_low",
+    "guidance_high",
+    "clip",
+    "interpolate",
+    "sigma_min",
+    "sigma_max",
+)
+"""What changes the denoiser or the ends of its grid, and so what a sampler is tuned for."""
 
 
 def _check_sampler(sampler: SamplerConfig) -> None:

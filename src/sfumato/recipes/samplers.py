@@ -80,6 +80,11 @@ def solver_of(
     return solver
 
 
+def deterministic(solver: Solver[Any]) -> bool:
+    """Whether a solver draws no noise: it can be inverted, or is a table that only walks down."""
+    return solver.invertible or isinstance(solver, NonStationary)
+
+
 def with_evaluations(config: SamplerConfig, nfe: int) -> SamplerConfig:
     """Return the sampler with so many steps that it spends exactly `nfe` network calls.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from sfumato.errors import ConfigError, SfumatoError
 from sfumato.files import write_text
 from sfumato.recipes.model import Model
 from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import drop_none, strict_converter
+from sfumato.solvers import NonStationary
+from sfumato.solvers.cost import evaluations
 
 FORMAT = 1
 
@@ -84,7 +87,12 @@ def _read(path: Path, fingerprint: str) -> Tuned | None:
     except (cattrs.BaseValidationError, ValueError) as error:
         reasons = cattrs.transform_error(error, path="sampler")
         raise ConfigError("; ".join(reasons)) from error
-    return Tuned(int(tables["nfe"]), sampler, tables["about"])
+    if sampler.table is not None:
+        NonStationary(*astuple(sampler.table))  # raises ValueError for what cannot be walked
+    nfe = int(tables["nfe"])
+    if evaluations(solver_of(sampler), sampler.steps) != nfe or path != path_of(path.parent, nfe):
+        raise ConfigError(f"it is of {nfe} calls by its own word, which does not fit the rest")
+    return Tuned(nfe, sampler, tables["about"])
 
 
 def samplers(tuned: Mapping[int, Tuned]) -> dict[int, SamplerConfig]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from sfumato.recipes.sampler_config import (
     SamplerConfig,
     SolverName,
     SolverTable,
-    with_solver,
+    plain,
 )
 from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.tuned import Tuned
@@ -83,7 +83,7 @@ class Tuner:
         numbers = (2 * len(self.levels) - 1) * torch.Size(model.format.shape).numel()
         self.count = min(search.latents, max(_BATCH, _MOST_BYTES // (4 * numbers)))
         """Trajectories that memory has room for."""
-        model.bound([0], sampler=sampler)
+        self.limits = model.bound([0], sampler=sampler).range
 
     def check(self, nfes: Sequence[int]) -> None:
         """Raise ConfigError for numbers of calls that cannot be tuned."""
@@ -96,12 +96,9 @@ class Tuner:
 
     def made(self, tuned: Tuned) -> bool:
         """Whether a sampler came from the same search for the same denoiser."""
-        own = with_solver(self.teacher, "euler")
-        alike = replace(with_solver(tuned.sampler, "euler"), steps=own.steps)
-        return alike == own and all(
-            tuned.about.get(name) == getattr(self.search, name)
-            for name in ("iterations", "levels_only", "seed", "latents", "teacher_steps")
-        )
+        own = plain(self.teacher, "euler")
+        alike = replace(plain(tuned.sampler, "euler"), steps=own.steps, batch=own.batch)
+        return alike == own and tuned.about.get("search") == asdict(self.search)
 
     @property
     def total(self) -> int:
@@ -139,7 +136,7 @@ class Tuner:
                 self.moments.data_std,
                 iterations=total,
                 seed=self.search.seed,
-                move_levels=self.model.denoiser.range.levels is None,
+                move_levels=self.limits.levels is None,
             ):
                 solver, error = state.solver, state.held_out
                 yield Progress(state.iteration, total, error)
@@ -151,15 +148,15 @@ class Tuner:
         made: dict[str, NonStationary] = {}
         for name in _ONE_CALL:
             for points in range(2, HISTORY[name] + 1) if name in HISTORY else (0,):
-                config = replace(with_solver(self.teacher, name), points=points)
+                config = replace(plain(self.teacher, name), points=points)
                 made[f"{name} {points or ''}".strip()] = linear_form(solver_of(config), grid)
         best = min(made, key=lambda name: self._error(made[name]))
         return made[best], f"levels of {best}"
 
     def _config(self, solver: NonStationary) -> SamplerConfig:
         table = SolverTable(solver.sigmas, solver.start_weights, solver.weights)
-        plain = with_solver(self.teacher, "euler")
-        return replace(plain, solver="tuned", steps=len(solver.weights), table=table)
+        own = plain(self.teacher, "euler")
+        return replace(own, solver="tuned", steps=len(solver.weights), table=table)
 
     def _about(self, found: str, error: float, start: float) -> dict[str, Any]:
         return {
@@ -169,11 +166,7 @@ class Tuner:
             "teacher_error": self.teacher_error,
             "trajectories": sum(map(len, self.learned)),
             "held_out_trajectories": sum(map(len, self.held_out)),
-            "iterations": self.search.iterations,
-            "levels_only": self.search.levels_only,
-            "seed": self.search.seed,
-            "latents": self.search.latents,
-            "teacher_steps": self.search.teacher_steps,
+            "search": asdict(self.search),
             "seconds": round(time.perf_counter() - start, 1),
         }
 
@@ -201,7 +194,7 @@ class Tuner:
     def _own_error(self) -> float:
         """How far the teacher is from one of twice as many steps, on the first held-out batch."""
         finer = replace(self.teacher, steps=2 * self.teacher.steps)
-        ladder = self.model.denoiser.range.levels
+        ladder = self.limits.levels
         if ladder is not None:
             finer = replace(finer, steps=min(finer.steps, len(ladder)))
         first = self.held_out[:1]

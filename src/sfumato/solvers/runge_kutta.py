@@ -201,7 +201,9 @@ def combine(
     memory is the most. A mean of two values takes one pass.
     """
     if base is None and len(weights) == 2 and abs(weights[0] + weights[1] - 1) < 1e-14:
-        return torch.lerp(values[0], values[1], weights[1])
+        (a, b), (x, y) = weights, values
+        if x.dtype == y.dtype:  # the smaller weight keeps its digits: lerp takes 1 - w in float32
+            return torch.lerp(x, y, b) if abs(b) <= abs(a) else torch.lerp(y, x, a)
     out: Tensor | None = None
     for weight, value in zip(weights, values, strict=True):
         if weight == 0:

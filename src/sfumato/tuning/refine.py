@@ -104,7 +104,7 @@ def _pace(iteration: int, iterations: int) -> float:
 def _error(lessons: Sequence[Lesson], solver: NonStationary) -> float:
     try:
         return float(miss(lessons, solver, torch.tensor(solver.sigmas, dtype=F64)).mean())
-    except FloatingPointError:
+    except FloatingPointError:  # the student diverges
         return math.inf
 
 
@@ -124,6 +124,7 @@ class _Student:
     ) -> None:
         self.device = lessons[0].start.device
         self.sigmas = torch.tensor(solver.sigmas, dtype=F64)
+        self.lowest = float(lessons[0].sigmas[-2])  # the network was not asked below
         self.moves = torch.zeros_like(self.sigmas[1:-1], requires_grad=move_levels)
         rows = zip(solver.start_weights, solver.weights, strict=True)
         self.rows = [torch.tensor([start, *weights], dtype=F64) for start, weights in rows]
@@ -155,7 +156,8 @@ class _Student:
         if not self.moves.requires_grad:
             return self.sigmas
         first, inner, last = self.sigmas[:1], self.sigmas[1:-1], self.sigmas[-1:]
-        return torch.cat([first, inner * self.moves.exp(), last])
+        moved = (inner * self.moves.exp()).clamp(self.lowest, float(first))
+        return torch.cat([first, moved, last])
 
     def table(self) -> list[Tensor]:
         moved = zip(self.rows, self.units, self.steps, strict=True)

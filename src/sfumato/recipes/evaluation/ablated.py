@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 
-from sfumato.errors import ConfigError
 from sfumato.files import write_bytes
+from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import compare
 from sfumato.recipes.evaluation.job import Places, of_run
 from sfumato.recipes.evaluation.outcome import number
+from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import pixels
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial
+from sfumato.recipes.evaluation.workbench import Workbench
 from sfumato.recipes.model import load
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Picture, Report
@@ -43,9 +45,7 @@ def measure(
 ) -> tuple[Measured, torch.Tensor]:  # fmt: skip
     """Measure one trained cell; also return its first images [n, C, H, W] in [-1, 1]."""
     task = of_run(str(folder), settings, Places(folder, cache), test=test, device=device)
-    reference = next((ref.images for ref in task.references if ref.images is not None), None)
-    if reference is None:
-        raise ConfigError("an ablation is measured against real images: give --test")
+    reference = task.real_images()
     model = load(folder, device=device)
     sampler = model.recipe.sampler
     trial = Trial(f"{row} {column}", 2 * sampler.steps - 1, sampler)
@@ -66,6 +66,14 @@ def _seconds(checkpoint: Path) -> float:
     from sfumato.training.checkpoint import read_description
 
     return float(read_description(checkpoint)["describe"]["seconds"])
+
+
+def try_features(words: str, device: str) -> None:
+    """Raise ConfigError or MissingExtraError, before training, for features that cannot be had."""
+    if words != "classifier":  # that one is trained on the images
+        Workbench(
+            Settings(("fd",), features=words), Cache(Path()), Processes(), None, None, device
+        ).extractor(words)
 
 
 def table_of(
@@ -113,7 +121,7 @@ def write_ablation(
     page.section("Pictures", "The same seeds in every row.")
     for column in dict.fromkeys(one.column for one, _ in found):
         rows = [(one.row, shown) for one, shown in found if one.column == column]
-        grid = image_grid(torch.cat([shown for _, shown in rows]), columns=_SHOWN)
+        grid = image_grid(torch.cat([shown for _, shown in rows]), columns=len(rows[0][1]))
         caption = f"{column}; from above: {', '.join(row for row, _ in rows)}"
         page.figures([Picture(png_bytes(grid), caption, f"samples of {column}")])
     page.section("Training")

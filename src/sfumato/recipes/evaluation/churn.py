@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,9 +23,11 @@ from sfumato.recipes.evaluation.sets import ImageSet
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial
 from sfumato.recipes.model import Model
-from sfumato.recipes.sampler_config import SamplerConfig, with_solver
+from sfumato.recipes.sampler_config import SamplerConfig, plain
 from sfumato.recipes.samplers import with_evaluations
 
+_JUDGED = 5
+"""Repeats, each of seeds of its own, by which the best is judged."""
 NOISE = (0.995, 1.015)
 """Where S_noise is looked for; EDM's own lie between 1 and 1.007."""
 EDM_CIFAR10 = {"churn": 30.0, "churn_low": 0.01, "churn_high": 1.0, "churn_noise": 1.007}
@@ -53,12 +56,11 @@ class Verdict:
 
     @property
     def won(self) -> bool:
-        """Whether churn is better than none by more than the two errors together."""
-        best, without = self.best, self.without
-        assert best.frechet is not None
-        assert without.frechet is not None
-        error = math.hypot(best.error or 0.0, without.error or 0.0)
-        return best.frechet < without.frechet - error
+        """Whether churn is better than none on the same seeds, by more than two standard errors."""
+        pairs = zip(self.best.each, self.without.each, strict=True)
+        gains = [without - best for best, without in pairs]
+        error = statistics.stdev(gains) / math.sqrt(len(gains))
+        return statistics.fmean(gains) > 2 * error
 
 
 def search(
@@ -81,24 +83,31 @@ def search(
     """
     if count < 3:
         raise ConfigError(f"--trials must be at least 3, not {count}")
-    plain = with_evaluations(replace(with_solver(sampler, "heun"), churn=0.0), nfe)
+    without = with_evaluations(plain(sampler, "heun"), nfe)
     limits = model.denoiser.range
-    most = plain.steps * (math.sqrt(2) - 1)
+    most = without.steps * (math.sqrt(2) - 1)
     study = _study(settings.seed)
     study.enqueue_trial({"churn": 0.0, "churn_low": limits.low, "churn_high": limits.high,
                          "churn_noise": 1.0})  # fmt: skip
-    study.enqueue_trial({**EDM_CIFAR10, "churn": min(EDM_CIFAR10["churn"], most)})
+    middle = math.sqrt(limits.low * limits.high)
+    study.enqueue_trial(
+        {
+            "churn": min(EDM_CIFAR10["churn"], most),
+            "churn_low": min(max(EDM_CIFAR10["churn_low"], limits.low), middle),
+            "churn_high": min(max(EDM_CIFAR10["churn_high"], middle), limits.high),
+            "churn_noise": EDM_CIFAR10["churn_noise"],
+        }
+    )
     tried: list[Tried] = []
     for number in range(1, count + 1):
         trial = study.ask()
-        middle = math.sqrt(limits.low * limits.high)
         numbers = {
             "churn": trial.suggest_float("churn", 0.0, most),
             "churn_low": trial.suggest_float("churn_low", limits.low, middle, log=True),
             "churn_high": trial.suggest_float("churn_high", middle, limits.high, log=True),
             "churn_noise": trial.suggest_float("churn_noise", *NOISE),
         }
-        named = Trial(f"setting {number} of {count}", nfe, replace(plain, **numbers))
+        named = Trial(f"setting {number} of {count}", nfe, replace(without, **numbers))
         ((result, _),) = compare(
             model, [named], reference, replace(settings, repeats=1), cache, device=device, say=say
         )
@@ -106,9 +115,10 @@ def search(
         study.tell(trial, result.frechet)
         tried.append(Tried(**numbers, frechet=result.frechet))
     best = min(tried, key=lambda one: one.frechet)
-    chosen = replace(plain, **{k: v for k, v in asdict(best).items() if k != "frechet"})
-    others = replace(settings, seed=settings.seed + settings.n, repeats=max(settings.repeats, 2))
-    judged = [Trial("best churn", nfe, chosen), Trial("no churn", nfe, plain)]
+    chosen = replace(without, **{k: v for k, v in asdict(best).items() if k != "frechet"})
+    repeats = max(settings.repeats, _JUDGED)
+    others = replace(settings, seed=settings.seed + settings.n, repeats=repeats)
+    judged = [Trial("best churn", nfe, chosen), Trial("no churn", nfe, without)]
     results = [
         result
         for result, _ in compare(model, judged, reference, others, cache, device=device, say=say)

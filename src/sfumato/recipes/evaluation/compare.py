@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,8 @@ from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial as Trial
 from sfumato.recipes.evaluation.workbench import Workbench
 from sfumato.recipes.model import Model
-from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig, plain
+from sfumato.recipes.samplers import deterministic
 
 SCREENED = 10**9
 """The seed of the first latent that trajectories are compared on: far from those of images."""
@@ -42,7 +42,7 @@ class Result:
     """Per-dimension RMSE to where a solver of many steps takes the same latents, on [-1, 1], the
     mean over latents."""
     milliseconds: float | None
-    """Per image, on this machine; as measured when it was drawn."""
+    """Per image, on this machine; as measured when it was drawn, where it was."""
     n: int
 
 
@@ -66,14 +66,15 @@ def compare(
     for trial in trials:
         values: list[float] = []
         errors: list[float | None] = []
-        seconds: list[float] = []
+        seconds: list[float | None] = []
         shown: Drawn | None = None
         for repeat in range(settings.repeats):
             seed = settings.seed + settings.n * repeat
             drawn = Drawn(model, settings.n, cache, seed=seed, sampler=trial.sampler)
             drawn.name = f"{trial.name}, {trial.nfe} calls"
             check_alike(drawn, reference)
-            seconds.append(_drawing_time(bench, drawn, cache))
+            bench.draw(drawn)
+            seconds.append(drawn.seconds_per_image)
             (row,) = frechet(
                 "fd",
                 bench.table(drawn, settings.features),
@@ -98,22 +99,12 @@ def compare(
             error,
             tuple(values),
             (misses or {}).get(trial),
-            1000 * statistics.fmean(seconds) / settings.n,
+            1000 * statistics.fmean(known) if (known := [s for s in seconds if s]) else None,
             settings.n,
         )
         spread = "" if error is None else f" ± {error:.2g}"
         say(f"{trial.name}, {trial.nfe} calls: Fréchet distance {number(mean)}{spread}")
         yield result, shown
-
-
-def _drawing_time(bench: Workbench, drawn: Drawn, cache: Cache) -> float:
-    """Draw, and return the seconds it took now or when it was drawn first."""
-    clock = cache.shelf("time", drawn.description)
-    start = time.perf_counter()
-    bench.draw(drawn)
-    if not clock.has(0):
-        clock.put(0, np.asarray(time.perf_counter() - start))
-    return float(clock.get(0))
 
 
 def screen(
@@ -132,7 +123,7 @@ def screen(
     def ends(sampler: SamplerConfig) -> Drawn:
         return Drawn(model, count, cache, seed=SCREENED, sampler=sampler)
 
-    wanted = [trial for trial in trials if _deterministic(model, trial.sampler)]
+    wanted = [trial for trial in trials if deterministic(model.solver(trial.sampler))]
     truth = ends(teacher)
     with tqdm(total=sum(t.nfe for t in wanted) * count, unit="call", unit_scale=True) as bar:
         bar.set_description("teacher's trajectories")
@@ -155,18 +146,21 @@ def unmeasured(trial: Trial, miss: float) -> Result:
 
 
 def best_of(misses: dict[Trial, float], most: int, always: Sequence[str] = ()) -> list[Trial]:
-    """Return, for each number of calls, the `most` trials of least error and those always taken."""
+    """Return, for each number of calls, the `most` trials of least error and those always taken.
+
+    Of trials that end at the same images, such as methods of more points than there are steps, the
+    first stands for all.
+    """
     chosen: list[Trial] = []
     for nfe in sorted({trial.nfe for trial in misses}):
         ranked = sorted((t for t in misses if t.nfe == nfe), key=lambda t: misses[t])
-        fixed = [trial for trial in ranked if trial.name not in always]
+        fixed: list[Trial] = []
+        for trial in ranked:
+            alike = any(abs(misses[t] - misses[trial]) < 1e-9 for t in fixed)
+            if trial.name not in always and not alike:
+                fixed.append(trial)
         chosen += [t for t in ranked if t.name in always or t in fixed[:most]]
     return chosen
-
-
-def _deterministic(model: Model, sampler: SamplerConfig) -> bool:
-    solver = model.solver(sampler)
-    return sampler.solver == "tuned" or solver.invertible
 
 
 def teacher_of(sampler: SamplerConfig, steps: int = 40) -> SamplerConfig:
@@ -174,18 +168,5 @@ def teacher_of(sampler: SamplerConfig, steps: int = 40) -> SamplerConfig:
 
     Exponential multistep of order 3 on the karras grid, fitted to the model's range or ladder.
     """
-    plain = SamplerConfig()
-    return replace(
-        sampler,
-        solver="multistep",
-        points=3,
-        steps=steps,
-        grid="karras",
-        rho=plain.rho,
-        eta=0.0,
-        alpha=1.0,
-        churn=0.0,
-        restarts=0,
-        variance=None,
-        table=None,
-    )
+    rho = SamplerConfig().rho
+    return replace(plain(sampler, "multistep"), points=3, steps=steps, grid="karras", rho=rho)

@@ -43,7 +43,8 @@ def table_of(results: Sequence[Result], title: str = "Fréchet distance") -> str
     """Return a table of one measure for a terminal: a row a sampler, a column a number of calls."""
     rows = _cells(results, title)
     width = max(len(row[0]) for row in rows) + 2
-    lines = (row[0].ljust(width) + "".join(f"{cell[:11]:>12}" for cell in row[1:]) for row in rows)
+    wide = max(len(cell) for row in rows for cell in row[1:]) + 2 if len(rows[0]) > 1 else 0
+    lines = (row[0].ljust(width) + "".join(cell.rjust(wide) for cell in row[1:]) for row in rows)
     return "\n".join(lines)
 
 
@@ -93,9 +94,8 @@ def write_comparison(
         page.section("Pictures", "The same eight seeds, one row a sampler.")
     for nfe in sorted({result.nfe for result, _ in drawn}):
         rows = [(r.name, d) for r, d in drawn if r.nfe == nfe]
-        grid = image_grid(
-            torch.cat([pixels(images, 0)[:_SHOWN] for _, images in rows]), columns=_SHOWN
-        )
+        shown = [pixels(images, 0)[:_SHOWN] for _, images in rows]
+        grid = image_grid(torch.cat(shown), columns=len(shown[0]))
         caption = f"{nfe} calls; from above: {', '.join(row for row, _ in rows)}"
         page.figures([Picture(png_bytes(grid), caption, f"samples with {nfe} calls")])
     page.section("Provenance")

@@ -16,7 +16,7 @@ from sfumato.files import write_bytes
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.sets import Drawn
 from sfumato.recipes.model import Model
-from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig, plain, sub_sequence
 from sfumato.report.grid import image_grid, save_png
 
 
@@ -42,17 +42,7 @@ def consistency(
     columns = tuple(sorted(set(steps)))
     if len(columns) < 2:
         raise ConfigError("a consistency sheet compares at least two numbers of steps: --nfe 10 50")
-    own = replace(
-        sampler,
-        solver="ddim",
-        eta=0.0,
-        alpha=1.0,
-        points=0,
-        churn=0.0,
-        restarts=0,
-        variance=None,
-        grid="uniform" if sampler.grid == "all" else sampler.grid,
-    )
+    own = sub_sequence(plain(sampler, "ddim"))
     for count in columns:
         model.grid(replace(own, steps=count))
     drawn: list[Tensor] = []

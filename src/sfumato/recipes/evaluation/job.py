@@ -72,6 +72,13 @@ class Task:
     notes: Sequence[str] = ()
     """What the reader should know of the sets."""
 
+    def real_images(self) -> ImageSet:
+        """The first reference that is images; ConfigError where there are statistics alone."""
+        for reference in self.references:
+            if reference.images is not None:
+                return reference.images
+        raise ConfigError("this needs real images to compare with, not their statistics: --data")
+
 
 def of_run(
     path: str,

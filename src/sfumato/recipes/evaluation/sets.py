@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -187,6 +188,7 @@ class Drawn:
         # Without n: a longer set begins with the pieces of a shorter one.
         described = {k: v for k, v in self.description.items() if k != "n"}
         self._shelf: Shelf = cache.shelf("drawn", {**described, "piece": self._size})
+        self._clock: Shelf = cache.shelf("seconds", {**described, "piece": self._size})
 
     def __len__(self) -> int:
         return self.n
@@ -228,8 +230,19 @@ class Drawn:
         seeds = self._seeds(number)
         if self.has(number):
             return self._shelf.get(number)[: len(seeds)]
-        self._shelf.put(number, made := self._draw(seeds))
+        start = time.perf_counter()
+        made = self._draw(seeds)
+        batches = -(-len(seeds) // self.sampler.batch)
+        seconds = (time.perf_counter() - start) / (batches * self.sampler.batch)
+        self._shelf.put(number, made)
+        self._clock.put(number, np.asarray(seconds))
         return made
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """How long drawing an image took, padding counted as images; None where nobody timed it."""
+        known = [self._clock.get(i) for i in range(self.pieces) if self._clock.has(i)]
+        return float(np.mean(known)) if known else None
 
     def _seeds(self, piece: int) -> range:
         return self.seeds[piece * self._size : (piece + 1) * self._size]

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sfumato.errors import ConfigError
-from sfumato.recipes.sampler_config import HISTORY, SamplerConfig, SolverName, with_solver
+from sfumato.recipes.model import Model
+from sfumato.recipes.sampler_config import (
+    HISTORY,
+    SamplerConfig,
+    SolverName,
+    plain,
+    same_flow,
+    sub_sequence,
+    with_solver,
+)
 from sfumato.recipes.samplers import with_evaluations
 
 FIXED: tuple[SolverName, ...] = (
@@ -42,6 +51,7 @@ class Trial:
 
 
 def trials(
+    model: Model,
     default: SamplerConfig,
     solvers: Sequence[SolverName],
     nfes: Sequence[int],
@@ -51,61 +61,88 @@ def trials(
     made: list[Trial] = []
     left_out: list[str] = []
     for solver in solvers:
-        if solver == "tuned":
-            known = tuned or {}
-            made += [Trial("tuned", nfe, known[nfe]) for nfe in nfes if nfe in known]
-            left_out += [
-                f"tuned at {nfe}: sfumato tune has not been run for it"
-                for nfe in nfes
-                if nfe not in known
-            ]
-            continue
-        own = with_solver(default, solver)
-        if own.grid == "all":
-            own = replace(own, grid="uniform")
         for nfe in nfes:
             try:
-                made.append(Trial(solver, nfe, with_evaluations(own, nfe)))
+                if solver == "tuned":
+                    sampler = _tuned(default, nfe, tuned or {})
+                else:
+                    own = sub_sequence(with_solver(default, solver))
+                    sampler = _spending(model, own, nfe)
+                made.append(Trial(solver, nfe, sampler))
             except ConfigError as error:
                 left_out.append(f"{solver} at {nfe}: {error}")
     return made, left_out
 
 
-def fixed_trials(default: SamplerConfig, nfes: Sequence[int]) -> list[Trial]:
-    """Return every deterministic solver, with every number of points it can go by."""
+def fixed_trials(
+    model: Model, default: SamplerConfig, nfes: Sequence[int]
+) -> tuple[list[Trial], list[str]]:
+    """Return every deterministic solver, with every number of points it can go by.
+
+    Also why some cannot be had at any of these calls, such as those between a ladder's levels.
+    """
     made: list[Trial] = []
+    left_out: list[str] = []
     for solver in FIXED:
-        plain = with_solver(default, solver)
-        own = replace(plain, grid="uniform") if plain.grid == "all" else plain
+        own = sub_sequence(plain(default, solver))
         # Multistep and Adams-Bashforth of one point are Euler's method.
         least = 1 if solver == "unipc" else 2
         points = range(least, HISTORY[solver] + 1) if solver in HISTORY else (0,)
         for count in points:
             name = f"{solver} {count}" if count else solver
+            found: list[Trial] = []
+            reason = ""
             for nfe in nfes:
                 try:
-                    sampler = with_evaluations(replace(own, points=count), nfe)
-                except ConfigError:
-                    continue
-                made.append(Trial(name, nfe, sampler))
-    return made
+                    sampler = _spending(model, replace(own, points=count), nfe)
+                    found.append(Trial(name, nfe, sampler))
+                except ConfigError as error:
+                    reason = str(error)
+            made += found
+            if not found:
+                left_out.append(f"{name}: {reason}")
+    return made, left_out
 
 
 def ddim_trials(
-    default: SamplerConfig, steps: Sequence[int], etas: Sequence[float] = (0.0, 0.2, 0.5, 1.0)
+    model: Model,
+    default: SamplerConfig,
+    steps: Sequence[int],
+    etas: Sequence[float] = (0.0, 0.2, 0.5, 1.0),
 ) -> list[Trial]:
     """Return the cells of DDIM's Table 1: eta, then sigma-hat, by the sub-sequence's length.
 
     sigma-hat is ancestral sampling on the sub-sequence with the variance of unit Gaussian data.
+    Raises ConfigError for more steps than a ladder has.
     """
-    own = replace(
-        default, churn=0.0, restarts=0, points=0, alpha=1.0, eta=0.0, variance=None, table=None
-    )
-    own = replace(own, grid="uniform" if own.grid == "all" else own.grid)
-    rows = {f"ddim, eta {eta:g}": replace(own, solver="ddim", eta=eta) for eta in etas}
-    rows[SIGMA_HAT] = replace(own, solver="ancestral", variance="unit-gaussian")
-    return [
+    own = sub_sequence(plain(default, "ddim"))
+    rows = {f"ddim, eta {eta:g}": replace(own, eta=eta) for eta in etas}
+    rows[SIGMA_HAT] = replace(plain(own, "ancestral"), variance="unit-gaussian")
+    made = [
         Trial(name, count, replace(row, steps=count))
         for name, row in rows.items()
         for count in steps
     ]
+    for trial in made:
+        model.grid(trial.sampler)
+    return made
+
+
+def _spending(model: Model, sampler: SamplerConfig, nfe: int) -> SamplerConfig:
+    """The sampler with so many calls; ConfigError where this model's levels do not allow them."""
+    made = with_evaluations(sampler, nfe)
+    walked = len(model.grid(made)) - 1
+    if walked != made.steps:
+        raise ConfigError(
+            f"levels of the grid {made.grid} fall together on this model's ladder: {walked} steps "
+            f"are left of {made.steps}"
+        )
+    return made
+
+
+def _tuned(default: SamplerConfig, nfe: int, tuned: Mapping[int, SamplerConfig]) -> SamplerConfig:
+    if nfe not in tuned:
+        raise ConfigError("sfumato tune has not been run for it")
+    if not same_flow(tuned[nfe], default):
+        raise ConfigError("it was tuned for another guidance, clipping or range of levels")
+    return replace(tuned[nfe], batch=default.batch)

@@ -20,7 +20,7 @@ from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.sets import Drawn
 from sfumato.recipes.model import Model
-from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig, plain
 from sfumato.report import plots
 from sfumato.report.html import Report
 from sfumato.sampling import sample, start_from_prior
@@ -52,25 +52,34 @@ def truncation(
     *,
     rhos: Sequence[float] = RHOS,
     count: int = 64,
+    seed: int = 0,
     tick: Callable[[int], object] = lambda steps: None,
 ) -> list[Truncation]:
     """Measure Euler's and Heun's steps on karras grids; `tick` is told the steps done.
 
     The step to 0, whose exact end is not known, is left out. What was measured is in the cache.
     """
-    own = replace(sampler, interpolate=model.denoiser.range.levels is not None, batch=count)
+    if not rhos:
+        raise ConfigError("the truncation error needs at least one exponent: --rhos 7")
+    own = replace(
+        plain(sampler, "euler"),
+        interpolate=model.denoiser.range.levels is not None,
+        grid="karras",
+        batch=count,
+    )
     made: list[Truncation] = []
     for rho in rhos:
-        grid = model.grid(replace(own, solver="euler", grid="karras", rho=rho, eta=0.0))[:-1]
+        grid = model.grid(replace(own, rho=rho))[:-1]
         if len(grid) < 2:
             raise ConfigError("the truncation error needs a grid of at least two steps: --steps")
-        about = Drawn(model, count, cache, sampler=replace(own, grid="karras", rho=rho)).description
+        about = Drawn(model, count, cache, seed=seed, sampler=replace(own, rho=rho)).description
         shelf = cache.shelf("truncation", {**about, "substeps": _SUBSTEPS})
         if not shelf.has(0):
-            bound = model.bound(range(count), sampler=own)
+            seeds = range(seed, seed + count)
+            bound = model.bound(seeds, sampler=own)
             denoise = build.sampler_denoiser(own, bound)
             start = start_from_prior(
-                denoise, grid[0], model.format.shape, Noise(tuple(range(count))),
+                denoise, grid[0], model.format.shape, Noise(tuple(seeds)),
                 device=model.device,
             )  # fmt: skip
             shelf.put(0, step_errors(denoise, grid, start, tick).numpy())

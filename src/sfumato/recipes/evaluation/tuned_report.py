@@ -5,9 +5,10 @@ Beside them stands the run's usual sampler with many calls, which few calls are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sfumato.errors import ConfigError
 from sfumato.recipes.evaluation.cache import Cache
@@ -21,11 +22,14 @@ from sfumato.recipes.evaluation.compare import (
 )
 from sfumato.recipes.evaluation.comparison import table_of, write_comparison
 from sfumato.recipes.evaluation.job import Places, of_run
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet
+from sfumato.recipes.evaluation.processes import Processes
+from sfumato.recipes.evaluation.sets import Drawn, ImageSet, check_alike
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial, fixed_trials
-from sfumato.recipes.model import Model, load
-from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.evaluation.trials import trials as named_trials
+from sfumato.recipes.evaluation.workbench import Workbench
+from sfumato.recipes.model import Model
+from sfumato.recipes.sampler_config import SamplerConfig, plain
 
 MANY = 18
 """Steps of Heun's method that the few calls are held against: 35 calls."""
@@ -33,7 +37,7 @@ MANY = 18
 
 @dataclass(frozen=True)
 class Judging:
-    """What is compared, and how."""
+    """What is compared, and how: `latents` trajectories, the images of the `best` fixed solvers."""
 
     nfes: tuple[int, ...]
     n: int
@@ -44,77 +48,120 @@ class Judging:
     features: str
 
 
-def judge(
-    path: str,
-    sampler: SamplerConfig,
-    tuned: Mapping[int, SamplerConfig],
-    judging: Judging,
-    out: Path | None,
-    cache: Path | None,
-    device: str,
-    say: Callable[[str], None],
-) -> dict[str, Path]:
-    """Compare, print both tables, and return the files written.
+class Judge:
+    """Real images and features, opened and checked before any long work."""
 
-    Without real images to compare with, or with n = 0, trajectories alone are compared.
-    """
-    settings = Settings(
-        ("fd",), n=max(judging.n, 2), features=judging.features, repeats=judging.repeats
-    )
-    reference: ImageSet | None = None
-    if judging.n:
+    def __init__(
+        self, model: Model, judging: Judging, out: Path | None, cache: Path | None, device: str
+    ) -> None:
+        """Without -n there are no real images, nor where none are named and the run's are gone.
+
+        Raises ConfigError or DataError for images or features that cannot be had.
+        """
+        self.model, self.judging, self.device = model, judging, device
+        self.out = out or model.run / "tuning"
+        self.cache = Cache(cache or model.run / "evaluation" / "cache")
+        self.settings = Settings(
+            ("fd",), n=max(judging.n, 2), features=judging.features, repeats=judging.repeats
+        )
+        self.reference: ImageSet | None = None
+        self.missing = ""
+        if not judging.n:
+            return
+        assert model.path is not None
         try:
             task = of_run(
-                path, settings, Places(out, cache), test=judging.data, device=device,
-                sampler=lambda default, known: sampler,
-            )  # fmt: skip
-            reference = next((r.images for r in task.references if r.images is not None), None)
+                str(model.path), self.settings, Places(out, cache), test=judging.data, device=device
+            )
         except ConfigError as error:
-            say(f"no Fréchet distances: {error}")
-    model = load(path, device=device)
-    run = model.run
-    shelf = Cache(cache or run / "evaluation" / "cache")
-    trials = [Trial("tuned", nfe, tuned[nfe]) for nfe in judging.nfes if nfe in tuned]
-    trials += fixed_trials(sampler, judging.nfes)
-    many = _many(model, sampler)
-    misses = screen(model, [*trials, many], teacher_of(sampler), judging.latents, shelf)
-    results: list[Result] = []
-    drawn: list[tuple[Result, Drawn]] = []
-    few = {trial: miss for trial, miss in misses.items() if trial != many}
-    if reference is not None:
-        chosen = [*best_of(few, judging.best, always=("tuned",)), many]
-        for result, images in compare(
-            model, chosen, reference, settings, shelf, device=device, say=say, misses=misses
-        ):
-            drawn.append((result, images))
+            if judging.data:
+                raise
+            self.missing = f"no Fréchet distances: {error}"
+            return
+        self.reference = task.real_images()
+        check_alike(Drawn(model, 2, self.cache), self.reference)
+        bench = Workbench(self.settings, self.cache, Processes(), None, self.reference, device)
+        bench.try_out(self.reference, judging.features)
+
+    def judge(
+        self,
+        sampler: SamplerConfig,
+        tuned: Mapping[int, SamplerConfig],
+        say: Callable[[str], None],
+    ) -> dict[str, Path]:
+        """Compare, print both tables and who won, and return the files written."""
+        if self.missing:
+            say(self.missing)
+        judging, model = self.judging, self.model
+        trials, left_out = named_trials(model, sampler, ["tuned"], judging.nfes, tuned)
+        fixed, impossible = fixed_trials(model, sampler, judging.nfes)
+        left_out += impossible
+        many = _many(model, sampler)
+        teacher = teacher_of(sampler)
+        misses = screen(model, [*trials, *fixed, many], teacher, judging.latents, self.cache)
+        few = {trial: miss for trial, miss in misses.items() if trial != many}
+        drawn: list[tuple[Result, Drawn]] = []
+        if self.reference is not None:
+            chosen = [*best_of(few, judging.best, always=("tuned",)), many]
+            drawn = list(
+                compare(
+                    model, chosen, self.reference, self.settings, self.cache,
+                    device=self.device, say=say, misses=misses,
+                )
+            )  # fmt: skip
         results = [result for result, _ in drawn]
-    seen = {(result.name, result.nfe) for result in results}
-    results += [unmeasured(t, m) for t, m in misses.items() if (t.name, t.nfe) not in seen]
-    say("\n" + table_of(results, "trajectory error"))
-    if reference is not None:
-        say("\n" + table_of(results, "Fréchet distance") + "\n")
-    facts = {
-        "run": str(run),
-        "weights": model.fingerprint,
-        "trajectories": f"{judging.latents} latents; teacher multistep 3, "
-        f"{teacher_of(sampler).steps} steps",
-        "images": f"{judging.n} x {judging.repeats}" if reference is not None else "none",
-        "reference": "" if reference is None else f"{reference.name}, {len(reference):,}",
-        "features": judging.features,
-        "grid of the fixed solvers": sampler.grid,
-        "guidance": sampler.guidance,
-    }
-    title = f"{run.name}: the best sampler for so many calls"
-    where = out or run / "tuning"
-    return write_comparison(where, title, facts, results, drawn, [], name="tuning")
+        seen = {(result.name, result.nfe) for result in results}
+        results += [unmeasured(t, m) for t, m in misses.items() if (t.name, t.nfe) not in seen]
+        say("\n" + table_of(results, "trajectory error"))
+        if drawn:
+            say("\n" + table_of(results, "Fréchet distance"))
+        won = verdicts(results)
+        say("\n" + "\n".join(won) + "\n")
+        facts = self._facts(sampler, teacher)
+        title = f"{model.run.name}: the best sampler for so many calls"
+        return write_comparison(
+            self.out, title, facts, results, drawn, [*won, *left_out], name="tuning"
+        )
+
+    def _facts(self, sampler: SamplerConfig, teacher: SamplerConfig) -> dict[str, Any]:
+        judging, reference = self.judging, self.reference
+        return {
+            "run": str(self.model.run),
+            "weights": self.model.fingerprint,
+            "trajectories": f"{judging.latents} latents; teacher multistep 3, "
+            f"{teacher.steps} steps",
+            "images": "none" if reference is None else f"{judging.n} x {judging.repeats}",
+            "reference": "" if reference is None else f"{reference.name}, {len(reference):,}",
+            "features": judging.features,
+            "grid of the fixed solvers": sampler.grid,
+            "guidance": sampler.guidance,
+        }
+
+
+def verdicts(results: Sequence[Result]) -> list[str]:
+    """Return, for each number of calls, the tuned sampler against the best fixed one."""
+    lines: list[str] = []
+    for tuned in (result for result in results if result.name == "tuned"):
+        fixed = [r for r in results if r.nfe == tuned.nfe and r.name != "tuned"]
+        near = [r for r in fixed if r.miss is not None]
+        if not near or tuned.miss is None:
+            continue
+        best = min(near, key=lambda r: r.miss or 0.0)
+        assert best.miss is not None
+        text = f"{tuned.nfe} calls, tuned: {tuned.miss / best.miss:.2f} of the trajectory error of "
+        text += f"the best fixed solver ({best.name})"
+        measured = [r for r in fixed if r.frechet is not None]
+        if measured and tuned.frechet is not None:
+            best = min(measured, key=lambda r: r.frechet or 0.0)
+            assert best.frechet is not None
+            text += f", {tuned.frechet / best.frechet:.3f} of the least Fréchet distance "
+            text += f"({best.name})"
+        lines.append(text)
+    return lines
 
 
 def _many(model: Model, sampler: SamplerConfig) -> Trial:
     """The sampler of many calls: Heun's method, of as many steps as the model's levels allow."""
-    plain = SamplerConfig()
-    many = replace(
-        sampler, solver="heun", steps=MANY, grid="karras", alpha=plain.alpha, eta=0.0, points=0,
-        churn=0.0, restarts=0, variance=None, table=None,
-    )  # fmt: skip
+    many = replace(plain(sampler, "heun"), steps=MANY, grid="karras")
     walked = len(model.grid(many)) - 1
     return Trial("heun", 2 * walked - 1, many)

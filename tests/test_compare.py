@@ -247,7 +247,7 @@ def test_a_ladders_solvers_are_those_it_can_walk(tmp_path: Path) -> None:
     assert any(reason.startswith("midpoint: midpoint asks between") for reason in impossible)
     with pytest.raises(ConfigError, match="1 to 1000 steps, not 2000"):
         ddim_trials(model, model.recipe.sampler, [2000])
-    fine = replace(model.recipe.sampler, grid="vp")
+    fine = replace(model.recipe.sampler, grid="karras")
     named, left_out = trials(model, fine, ["euler"], [900])
     assert named == []
     assert "fall together" in left_out[0]

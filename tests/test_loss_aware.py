@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from flow_helpers import F64
+from recipe_helpers import array_file, assert_same_run, open_run, small
 from sfumato.noise import NoiseLevels
+from sfumato.training.checkpoint import load_checkpoint
+from sfumato.training.history import latest_checkpoint
 from sfumato.training.loss_aware import LossAware, LossHistory
 
 LEVELS = NoiseLevels.geometric(20, 0.01, 50.0)
@@ -57,3 +63,29 @@ def test_the_oldest_goes_and_what_is_not_finite_stays_out() -> None:
         history = history.seen(torch.tensor([0]), torch.tensor([value]))
     assert history.values[0].tolist() == [2.0, 3.0, 4.0]
     assert history.counts.tolist() == [3]
+
+
+def test_a_run_with_loss_aware_levels_resumes_to_the_bit(tmp_path: Path) -> None:
+    data = array_file(tmp_path)
+    recipe = small("iddpm-vlb-tiny", steps=30)
+    recipe = replace(recipe, process=replace(recipe.process, steps=4))
+    recipe = replace(recipe, sampler=replace(recipe.sampler, steps=3))
+    whole = tmp_path / "whole"
+    assert len(list(open_run(whole, data, recipe).steps())) == 30
+    broken = tmp_path / "broken"
+    steps = open_run(broken, data, recipe).steps()
+    for record in steps:
+        if record.step == 22:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    for _ in open_run(broken, data, recipe, resume=True).steps():
+        pass
+    assert_same_run(broken, whole)
+    last = load_checkpoint(latest_checkpoint(whole).path, training=True).history
+    again = load_checkpoint(latest_checkpoint(broken).path, training=True).history
+    assert last is not None
+    assert again is not None
+    assert last.warm  # levels were not drawn evenly at the end
+    assert torch.equal(last.values, again.values)
+    p = last.probabilities(0.001)
+    assert float(p.max() / p.min()) > 1.01

@@ -199,9 +199,30 @@ LADDER = {"process": ProcessConfig(kind="ladder"), "noise": NoiseConfig(draws="l
             },
             "zero terminal SNR: choose predicts v or x0",
         ),
-        ({"noise": NoiseConfig(draws="levels")}, "draws levels belongs to a ladder"),
-        ({**LADDER, "noise": NoiseConfig(), "predicts": "v"}, "draws levels belongs to a ladder"),
-        ({"noise": NoiseConfig(draws="time")}, "draws time needs process kind vp or subvp"),
+        ({"noise": NoiseConfig(draws="levels")}, "draws levels and loss-aware belong to a ladder"),
+        (
+            {**LADDER, "noise": NoiseConfig(), "predicts": "v"},
+            "draws levels and loss-aware belong to a ladder",
+        ),
+        (
+            {**LADDER, "predicts": "v", "noise": NoiseConfig(draws="time")},
+            "draws time needs process kind vp, subvp or edm",
+        ),
+        ({"variance": "learned"}, "variance learned belongs to pairs of levels"),
+        (
+            {**LADDER, "predicts": "v", "noise": NoiseConfig(draws="levels"), "variance": "free"},
+            "taught by the objectives hybrid and bound, not by",
+        ),
+        ({"objective": "hybrid"}, "the objective hybrid needs a ladder"),
+        (
+            {
+                **LADDER,
+                "predicts": "v",
+                "noise": NoiseConfig(draws="levels"),
+                "objective": "hybrid",
+            },
+            "choose variance learned or free",
+        ),
         ({"process": ProcessConfig(low=1.0, high=1.0)}, "0 < low < high"),
         ({"process": ProcessConfig(low=0.0)}, "0 < low < high"),
         ({"process": ProcessConfig(sigma_data=0.0)}, "sigma_data"),
@@ -280,7 +301,10 @@ def with_its_sampler(name: str, levels: int, **sampler: object) -> Recipe:
     """The small recipe with the sampler it really has, on a ladder of so many levels."""
     base = recipe(name)
     process = replace(base.process, steps=levels, sigma_data=0.5)
-    own = replace(base.sampler, batch=2, **sampler)  # type: ignore[arg-type]
+    steps = base.sampler.steps
+    if process.kind in LADDERS and base.sampler.grid != "all":
+        steps = min(steps, levels)
+    own = replace(base.sampler, **{"batch": 2, "steps": steps, **sampler})  # type: ignore[arg-type]
     return small(name, process=process, sampler=own)
 
 

@@ -3,6 +3,7 @@
 from sfumato.parameterization.adapted import (
     Adapted,
     EDMProcess,
+    Head,
     Process,
     edm_preconditioned,
     predicts_mean,
@@ -20,6 +21,7 @@ __all__ = [
     "Between",
     "EDMProcess",
     "Free",
+    "Head",
     "Process",
     "edm_preconditioned",
     "learned_variance",

@@ -5,6 +5,8 @@ Here and in `plan` (what trains), nowhere else, are those strings interpreted.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,9 @@ from sfumato.noise import (
 )
 from sfumato.parameterization import (
     Adapted,
+    Between,
+    Free,
+    Head,
     edm_preconditioned,
     predicts_mean,
     predicts_noise,
@@ -58,6 +63,8 @@ _BETAS = {
     "constant": constant_betas,
 }
 AUGMENT_LABELS = 9
+HEADS: dict[str, Head] = {"learned": Between(), "free": Free()}
+"""What the second half of the output of a network that learns its variance means."""
 
 
 def process_of(config: ProcessConfig) -> Process | None:
@@ -93,7 +100,7 @@ def network_of(
         network = build_network(
             recipe.network,
             in_channels=channels,
-            out_channels=channels,
+            out_channels=channels * (2 if recipe.variance in HEADS else 1),
             height=height,
             width=width,
             classes=classes,
@@ -108,8 +115,16 @@ def adapt(
     """Adapt the network to a denoiser; the recipe's sigma_data must be known.
 
     `interpolate` lets a network on a ladder be asked between its levels; `variance` stands in for
-    the recipe's.
+    the recipe's. Raises ConfigError where the network has learned its own.
     """
+    if recipe.variance in HEADS:
+        if variance is not None:
+            raise ConfigError(
+                f"this model has learned its variance ({recipe.variance}): leave out --variance"
+            )
+        fixed = replace(recipe, variance="zero", objective="simple")
+        mean = adapt(fixed, network, interpolate=interpolate)
+        return replace(mean, head=HEADS[recipe.variance])
     config = recipe.process
     var = unit_gaussian if (variance or recipe.variance) == "unit-gaussian" else zero_variance
     process = process_of(config)

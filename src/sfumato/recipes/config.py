@@ -17,8 +17,8 @@ from sfumato.recipes.sampler_config import SamplerConfig, refuse
 ProcessKind = Literal["edm", "ladder", "vp", "subvp", "ve", "ncsn"]
 Predicts = Literal["edm", "noise", "x0", "v", "mean", "score"]
 Betas = Literal["linear", "quadratic", "scaled-linear", "cosine", "sigmoid", "constant"]
-ObjectiveName = Literal["edm", "simple", "bound", "v", "x0", "min-snr"]
-Draws = Literal["log-normal", "levels", "time", "log-uniform"]
+ObjectiveName = Literal["edm", "simple", "hybrid", "bound", "v", "x0", "min-snr"]
+Draws = Literal["log-normal", "levels", "loss-aware", "time", "log-uniform"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class NoiseConfig:
     """How training draws noise levels."""
 
     draws: Draws = "log-normal"
-    """log-normal sigma, uniform over a ladder's levels, in time (vp, subvp), or in ln sigma."""
+    """log-normal sigma; uniform over a ladder's levels, or by their losses (loss-aware, Improved
+    DDPM); uniform in time (vp, subvp, edm: VP's), or in ln sigma."""
     mean: float = -1.2
     """Mean of ln sigma (log-normal): EDM's P_mean."""
     std: float = 1.2
@@ -109,8 +110,9 @@ class Recipe:
     """The preset this recipe started from."""
     predicts: Predicts = "edm"
     """What the network's output means."""
-    variance: Literal["zero", "unit-gaussian"] = "zero"
-    """Variance of the reverse step: DDPM's fixed small (zero) or fixed large (unit-gaussian)."""
+    variance: Literal["zero", "unit-gaussian", "learned", "free"] = "zero"
+    """Variance of the reverse step: DDPM's fixed small (zero) or fixed large (unit-gaussian), a
+    learned fraction between the two (Improved DDPM), or a learned one without bounds (free)."""
     objective: ObjectiveName = "edm"
     """Weight of the loss over noise levels, or the variational bound."""
     min_snr: float = 5.0
@@ -148,8 +150,20 @@ def _check(recipe: Recipe) -> None:
         problems.append("predicts edm belongs to process kind edm, and only to it")
     if recipe.predicts == "mean" and not on_ladder:
         problems.append("predicts mean needs a ladder (process kind ladder or ncsn)")
-    if recipe.objective == "bound" and not on_ladder:
-        problems.append("the objective bound needs a ladder (process kind ladder or ncsn)")
+    if recipe.objective in ("bound", "hybrid") and not on_ladder:
+        problems.append(
+            f"the objective {recipe.objective} needs a ladder (process kind ladder or ncsn)"
+        )
+    learns = recipe.variance in ("learned", "free")
+    if learns and not on_ladder:
+        problems.append(f"variance {recipe.variance} belongs to pairs of levels: it needs a ladder")
+    if learns and recipe.objective not in ("bound", "hybrid"):
+        problems.append(
+            f"variance {recipe.variance} is taught by the objectives hybrid and bound, not by "
+            f"{recipe.objective}"
+        )
+    if recipe.objective == "hybrid" and not learns:
+        problems.append("the objective hybrid teaches a variance: choose variance learned or free")
     if p.zero_terminal_snr and p.kind != "ladder":
         problems.append(f"zero_terminal_snr rescales the betas of kind ladder: {p.kind} has none")
     if p.zero_terminal_snr and recipe.predicts not in ("v", "x0"):
@@ -157,8 +171,10 @@ def _check(recipe: Recipe) -> None:
             f"a network that predicts {recipe.predicts} tells nothing of x0 at zero terminal SNR: "
             "choose predicts v or x0"
         )
-    if (n.draws == "levels") != on_ladder:
-        problems.append("draws levels belongs to a ladder (kind ladder or ncsn), and only to it")
+    if (n.draws in ("levels", "loss-aware")) != on_ladder:
+        problems.append(
+            "draws levels and loss-aware belong to a ladder (kind ladder or ncsn), and only to it"
+        )
     if n.draws == "time" and p.kind not in ("vp", "subvp", "edm"):
         problems.append("draws time needs process kind vp, subvp or edm (VP's levels)")
     if not 0 < p.low < p.high:

@@ -7,9 +7,10 @@ from sfumato.recipes.build import adapt, process_of
 from sfumato.recipes.config import Recipe
 from sfumato.training.augmentation import Augment
 from sfumato.training.ema import Constant, HalfLife
+from sfumato.training.loss_aware import LossAware
 from sfumato.training.muon import Muon
 from sfumato.training.noise_sampling import LogNormal, LogUniform, UniformLevels, UniformTime
-from sfumato.training.objectives import EDM, Bound, MinSNR, Objective, PlainX0, Simple, V
+from sfumato.training.objectives import EDM, Bound, Hybrid, MinSNR, Objective, PlainX0, Simple, V
 from sfumato.training.optimizer import (
     Adam,
     CosineDecay,
@@ -35,10 +36,11 @@ def objective_of(recipe: Recipe, half_bin: float) -> Objective:
             return PlainX0()
         case "min-snr":
             return MinSNR(recipe.min_snr)
-        case "bound":
+        case "bound" | "hybrid":
             levels = process_of(recipe.process)
             assert isinstance(levels, NoiseLevels)
-            return Bound(levels, half_bin)
+            bound = Bound(levels, half_bin)
+            return bound if recipe.objective == "bound" else Hybrid(bound)
 
 
 def distribution_of(
@@ -47,7 +49,8 @@ def distribution_of(
     """Return the distribution that training draws noise levels from."""
     process = process_of(recipe.process)
     if isinstance(process, NoiseLevels):
-        return UniformLevels(process)
+        aware = recipe.noise.draws == "loss-aware"
+        return LossAware(process) if aware else UniformLevels(process)
     if recipe.noise.draws == "time":
         return UniformTime(process if isinstance(process, VP | SubVP) else VP())
     if recipe.noise.draws == "log-uniform":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sfumato.errors import ConfigError
-from sfumato.networks.config import UNetConfig
+from sfumato.networks.config import ADMConfig, UNetConfig
 from sfumato.recipes.config import EmaConfig, NoiseConfig, OptimizerConfig, ProcessConfig, Recipe
 from sfumato.recipes.sampler_config import SamplerConfig
 
@@ -43,6 +43,38 @@ def _ddpm() -> Recipe:
         objective="simple",
         images=800_000 * 128,
         batch=128,
+    )
+
+
+def _iddpm() -> Recipe:
+    # Improved DDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A; README of their code): 4,000
+    # cosine levels, 3 blocks, attention at 16 and 8 with 4 heads, scale-shift norm, dropout 0.3.
+    return replace(
+        _ddpm(),
+        name="iddpm",
+        network=ADMConfig(
+            width=128,
+            multipliers=(1, 2, 2, 2),
+            blocks=3,
+            attention=(16, 8),
+            channels_per_head=64,
+            dropout=0.3,
+        ),
+        process=ProcessConfig(kind="ladder", steps=4000, betas="cosine"),
+        optimizer=OptimizerConfig(learning_rate=1e-4, ramp_images=0),
+        sampler=SamplerConfig(solver="ancestral", grid="uniform", steps=100),
+        variance="learned",
+        objective="hybrid",
+        images=500_000 * 128,
+    )
+
+
+def _iddpm_vlb() -> Recipe:
+    return replace(
+        _iddpm(),
+        name="iddpm-vlb",
+        noise=NoiseConfig(draws="loss-aware", antithetic=False),
+        objective="bound",
     )
 
 
@@ -101,12 +133,10 @@ def _ncsn() -> Recipe:
 
 def _tiny(recipe: Recipe) -> Recipe:
     """Shrink a recipe to about a million parameters and minutes of two CPU cores."""
-    assert isinstance(recipe.network, UNetConfig)
-    network = replace(
-        recipe.network, width=16, multipliers=(1, 2, 5), blocks=1, attention=(8,), dropout=0.0
-    )
+    shape = recipe.network if isinstance(recipe.network, UNetConfig) else UNetConfig.ddpm()
+    network = replace(shape, width=16, multipliers=(1, 2, 5), blocks=1, attention=(8,), dropout=0.0)
     sampler = replace(recipe.sampler, batch=64)
-    if sampler.grid != "all":
+    if sampler.grid != "all" and sampler.solver != "ancestral":
         sampler = replace(sampler, steps=min(sampler.steps, 18))
     return replace(
         recipe,
@@ -134,6 +164,8 @@ _FULL: dict[str, Callable[[], Recipe]] = {
     "edm": _edm,
     "edm-ve": _edm_ve,
     "ddpm": _ddpm,
+    "iddpm": _iddpm,
+    "iddpm-vlb": _iddpm_vlb,
     "vp": _vp,
     "ve": _ve,
     "subvp": _subvp,
@@ -144,6 +176,8 @@ SUMMARIES = {
     "edm": "EDM: DDPM++ with EDM's preconditioning, loss and augmentation (Karras et al. 2022)",
     "edm-ve": "EDM with the NCSN++ network",
     "ddpm": "DDPM: 1000 levels, noise prediction, ancestral sampling (Ho et al. 2020)",
+    "iddpm": "Improved DDPM: learned variance, cosine levels, L_hybrid (Nichol & Dhariwal 2021)",
+    "iddpm-vlb": "Improved DDPM by its bound alone, levels drawn by their losses",
     "vp": "Score-SDE, variance preserving, continuous time (Song et al. 2021)",
     "ve": "Score-SDE, variance exploding, NCSN++",
     "subvp": "Score-SDE, sub-VP",

@@ -11,7 +11,7 @@ from sfumato.recipes.config import Recipe
 from sfumato.recipes.model import Model
 from sfumato.recipes.progress import Every
 from sfumato.recipes.run_log import RunLog
-from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.sampler_config import SamplerConfig, plain
 from sfumato.report.grid import image_grid, save_png
 
 _COUNT = 36
@@ -56,8 +56,7 @@ def preview_sampler(recipe: Recipe) -> SamplerConfig:
     if process.kind not in ("ladder", "ncsn"):
         return short
     return replace(
-        short,
-        solver="ddim",
+        plain(short, "ddim"),
         grid="uniform",
         steps=min(_SHORT, process.steps),
         sigma_min=None,

@@ -68,9 +68,9 @@ class Multistep:
     ) -> tuple[Tensor, History]:
         """Integrate the polynomial through the last means."""
         x0 = denoise(x, sigma).mean
-        if sigma_next == 0:
-            return x0, state.stepped()
         here, s = float(sigma), float(sigma_next)
+        if s == 0:
+            return x0, state.stepped()
         past = state.seen(here, x0, self.points)
         used = past.newest(past.usable(self.points, lower_at_end=self.lower_at_end))
         rule = published_weights if self.published else exponential_weights

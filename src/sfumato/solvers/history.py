@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """Past levels and what was found there, newest last; `left` counts the steps still to take.
 
     `values` [B, *data] are slopes (x - D) / sigma for the linear methods, means D for the

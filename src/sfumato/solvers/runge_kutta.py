@@ -155,13 +155,24 @@ def _in_means(
     tableau: Tableau, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor
 ) -> Tensor:
     """The same step as sums of x and the stages' D, which passes over fewer tensors."""
-    here = float(sigma)
-    levels, rows = stage_weights(tableau, here, float(sigma_next))
+    s = float(sigma_next)
+    levels, rows = stage_weights(tableau, float(sigma), s)
     seen = [x, denoise(x, sigma).mean]
-    for level, row in zip(levels, rows[:-1], strict=True):
-        at = sigma_next if level == float(sigma_next) else torch.tensor(level, dtype=F64)
-        seen.append(denoise(combine(row, seen), at).mean)
-    return seen[1] if sigma_next == 0 else combine(rows[-1], seen)
+    if s == 0:
+        return seen[1]
+    moved = x
+    for known, (level, row) in enumerate(zip((*levels, s), rows, strict=True)):
+        if known and abs(row[0] - rows[known - 1][0]) < 1e-15:
+            # The same share of x: what has changed is a sum of D alone.
+            before = (*rows[known - 1][1:], 0.0)
+            weights = [new - old for new, old in zip(row[1:], before, strict=True)]
+            moved = combine(weights, seen[1:], moved)
+        else:
+            moved = combine(row, seen)
+        if known < len(levels):
+            at = sigma_next if level == s else torch.tensor(level, dtype=F64)
+            seen.append(denoise(moved, at).mean)
+    return moved
 
 
 @lru_cache(4096)

@@ -34,6 +34,10 @@ class Tableau:
         if self.error and len(self.error) != len(self.b) + 1:
             raise ValueError(f"the tableau {self.name} needs one error weight more than weights")
 
+    def __hash__(self) -> int:
+        """By the name: weights are looked up by tableau at every step."""
+        return hash(self.name)
+
     @cached_property
     def c(self) -> tuple[float, ...]:
         """Where in the step each stage evaluates the slope; within rounding of 1 it is 1."""

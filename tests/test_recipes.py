@@ -297,6 +297,9 @@ def test_every_recipe_trains_and_samples(name: str, tmp_path: Path) -> None:
     assert (raw[0] != raw[1]).any()
 
 
+LADDERS = ("ladder", "ncsn")
+
+
 def with_its_sampler(name: str, levels: int, **sampler: object) -> Recipe:
     """The small recipe with the sampler it really has, on a ladder of so many levels."""
     base = recipe(name)
@@ -383,7 +386,6 @@ def test_progress_tells_the_share_waited() -> None:
     assert (progress.images, progress.seconds, progress.share) == (20, 4.0, 0.2)
 
 
-LADDERS = ("ladder", "ncsn")
 DRAWS = {"edm": "log-normal", "vp": "time", "subvp": "time", "ve": "log-uniform"}
 PREDICTS = ("edm", "noise", "x0", "v", "mean", "score")
 OBJECTIVES = ("edm", "simple", "bound", "v", "x0", "min-snr")

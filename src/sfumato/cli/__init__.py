@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a model on your images",
     "sample": "draw new images from a trained model",
     "evaluate": "measure how good the images of a run, or of a folder, are",
+    "likelihood": "measure how many bits a dimension a run needs for images",
     "compare": "measure several samplers on one run, at equal network calls",
     "tune": "learn the best sampler of few network calls for one run",
     "ablate": "train and measure a paper's ablation at a small size",

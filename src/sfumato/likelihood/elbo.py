@@ -7,6 +7,7 @@ discretised decoder. E[-log P(x0)] is at most its mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -192,3 +193,31 @@ def check_pixels(x0: Tensor, half_bin: float) -> None:
             f"..., 1, and these images hold {float(x0.flatten()[where]):.6g}: give whole pixels of "
             "this bit depth, or use the flow's likelihood, which takes any number"
         )
+
+
+@torch.no_grad()
+def fit_decoder_var(
+    denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Noise, *, half_bin: float = 1 / 255
+) -> float:
+    """Return the decoder's variance at the lowest level of a grid that costs these images least.
+
+    For denoisers without a ladder: fitted once, on images that are not measured. One network call,
+    then a golden-section search over log variance between that of a thousandth of a pixel's bin and
+    1. Raises ValueError as `elbo` does.
+    """
+    refuse_clipped(denoise)
+    check_pixels(x0, half_bin)
+    level = sigma.to(F64).expand(len(x0))
+    x = add_noise(x0.to(F64), level, _noise(noise, x0, torch.zeros(len(x0), dtype=torch.long)))
+    found = denoise(x, level)
+
+    def cost(log_var: float) -> float:
+        var = torch.tensor(math.exp(log_var), dtype=F64)
+        return float(decoder_term(x0.to(F64), found, var, half_bin).mean())
+
+    low, high = 2 * math.log(1e-3 * half_bin), 0.0
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(60):
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if cost(a) < cost(b) else (a, high)
+    return math.exp((low + high) / 2)

@@ -110,6 +110,30 @@ def truncation_by_level(
     return _svg(figure)
 
 
+def bits_by_level(sigma: ArrayLike, bits: ArrayLike) -> bytes:
+    """SVG of bits per dimension and unit of ln sigma [n] at noise levels sigma [n]."""
+    x, y = _finite(sigma, bits)
+    figure, axes = _new_figure(6.4, 3.2)
+    axes.set_xscale("log")
+    axes.fill_between(x, 0, y, color=SKY, alpha=0.3, linewidth=0)
+    axes.plot(x, y, color=BLUE, linewidth=1.8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("noise level σ (data units, images in [−1, 1])")
+    axes.set_ylabel("bits per dimension, per unit of ln σ")
+    return _svg(figure)
+
+
+def rate_against_distortion(rate: ArrayLike, distortion: ArrayLike) -> bytes:
+    """SVG of the RMSE [n] on the 0..255 scale against bits per dimension received [n]."""
+    x, y = _finite(rate, distortion)
+    figure, axes = _new_figure(6.4, 3.2)
+    axes.plot(x, y, color=BLUE, linewidth=2)
+    axes.set_xlabel("bits per dimension received")
+    axes.set_ylabel("RMSE of the prediction, of 255")
+    axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
 def level_loss(sigma: ArrayLike, loss: ArrayLike, density: ArrayLike | None = None) -> bytes:
     """SVG of the loss [n] per noise level sigma [n] (data units, logarithmic axis).
 

@@ -1,0 +1,117 @@
+"""`sfumato likelihood RUN --data TEST`: bits per dimension, by the bound and by the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sfumato.cli.parse import parse
+from sfumato.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """Options of `sfumato likelihood`."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """A run's folder (its newest checkpoint), or one checkpoint folder."""
+    data: str = ""
+    """Images to measure; the run's test images (else its training images)."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
+    """Images of each set, a fixed random pick."""
+    draws: int = 32
+    """Noise levels drawn for each image, one of each stratum: unbiased."""
+    all_levels: bool = False
+    """Every level instead: slower, and gives the rate-distortion curve (DDPM Figure 5)."""
+    flow: int = 64
+    """Images whose exact density is told by the probability flow, too; 0: none."""
+    tolerance: float = 1e-3
+    """Relative and absolute tolerance of the flow's steps."""
+    gap: bool = True
+    """Also measure training images, where the run's own are there."""
+    per_image: bool = False
+    """Also write per-image.csv: what finds images unlike those of training."""
+    seed: int = 0
+    """Seed of noise and levels."""
+    out: Path | None = None
+    """Folder of the results; RUN/likelihood if not given."""
+    force: bool = False
+    """Replace results that are there."""
+    cache: Path | None = None
+    """Folder of what was computed; RUN/evaluation/cache if not given."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    threads: int = 0
+    """CPU threads; 0 is PyTorch's default."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure, print the table, and say where the rest is."""
+    options = parse(
+        LikelihoodOptions,
+        arguments,
+        "likelihood",
+        "Measure how many bits a dimension a model needs for images: the variational bound and the "
+        "probability flow. Interrupted, the same command goes on where it stopped.",
+    )
+    from tqdm import tqdm
+
+    from sfumato.recipes import likelihood as work
+    from sfumato.recipes.environment import pick_device, set_threads
+    from sfumato.recipes.evaluation.cache import Cache
+    from sfumato.recipes.evaluation.job import Places, of_run
+    from sfumato.recipes.evaluation.sets import Drawn, check_alike
+    from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.model import load
+
+    set_threads(options.threads)
+    device = pick_device(options.device)
+    draws = 0 if options.all_levels else options.draws
+    if not options.all_levels and options.draws < 1:
+        raise ConfigError(f"--draws must be at least 1, not {options.draws}")
+    asked = work.Asked(options.n, draws, options.flow, options.tolerance, options.seed)
+    model = load(options.run, device=device)
+    for note in model.notes:
+        print(f"note: {note}")
+    out = options.out or model.run / "likelihood"
+    if (out / "likelihood.json").exists() and not options.force:
+        raise ConfigError(f"{out} holds results already: --force replaces them, or another --out")
+    cache = Cache(options.cache or model.run / "evaluation" / "cache")
+    settings = Settings(("fd",), n=2, reference_n=options.n, seed=options.seed)
+    task = of_run(options.run, settings, Places(None, options.cache), test=options.data,
+                  device=device)  # fmt: skip
+    sets = [ref.images for ref in task.references if ref.images is not None]
+    for images in sets:
+        check_alike(Drawn(model, 2, cache), images)
+    measurer = work.Measurer(model, asked, cache)
+    if (var := measurer.fit(sets[-1])) is not None:
+        print(f"the decoder's deviation, fitted on {sets[-1].name}: {var**0.5:.3g} on [-1, 1]")
+    if not options.gap:
+        sets = sets[:1]
+    found: list[work.Measured] = []
+    with tqdm(total=sum(map(measurer.total, sets)), unit="image") as bar:
+        for number, images in enumerate(sets):
+            bar.set_description(images.name)
+            if number:  # the gap is one of bounds
+                measurer.asked = replace(asked, flow=0)
+            found.append(measurer.measure(images, bar.update))
+    print("\n".join(work.in_lines(found)))
+    facts = {
+        "run": str(model.run),
+        "weights": model.fingerprint,
+        "levels": f"{len(measurer.grid)}, " + (f"{draws} drawn an image" if draws else "all"),
+        "pixels": f"{model.format.levels} values; bound: discretised Gaussian decoder; flow: "
+        "uniform dequantisation",
+        "flow": f"{asked.flow} images, Dormand-Prince at {asked.tolerance:g}, one Rademacher "
+        f"vector; {found[0].flow_calls:.0f} network calls",
+        "decoder's variance": "the ladder's" if var is None else f"{var:.4g}, fitted",
+    }
+    title = f"{model.run.name}: bits per dimension"
+    paths = work.write_likelihood(out, title, found, facts, per_image=options.per_image)
+    for name, path in paths.items():
+        print(f"{name}: {path}")
+    return 0

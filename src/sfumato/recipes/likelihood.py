@@ -1,0 +1,363 @@
+"""Bits per dimension of a model on images: the bound and the flow, resumable, level by level."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sfumato.diffusion import bits_per_dim
+from sfumato.errors import ConfigError, MissingExtraError
+from sfumato.files import write_bytes, write_text
+from sfumato.likelihood import (
+    Bound,
+    Hutchinson,
+    dequantise,
+    elbo,
+    estimate_elbo,
+    fit_decoder_var,
+    flow_log_prob,
+    rate_distortion,
+)
+from sfumato.likelihood.flow import discrete_nats
+from sfumato.noise import F64, geometric
+from sfumato.parameterization import Adapted
+from sfumato.randomness import Noise, derive_seed
+from sfumato.recipes import build
+from sfumato.recipes.evaluation.cache import Cache
+from sfumato.recipes.evaluation.sets import CHUNK, Drawn, ImageSet, pixels
+from sfumato.recipes.model import Model
+from sfumato.report import plots
+from sfumato.report.html import Report
+from sfumato.solvers import Adaptive
+
+BATCH = 64
+LEVELS = 1000
+"""Levels of the bound where the model has no ladder, in geometric progression over its range."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured of how many images."""
+
+    n: int = 1000
+    draws: int = 32
+    """Levels drawn for each image; 0: all."""
+    flow: int = 64
+    """Images whose density the flow tells, too."""
+    tolerance: float = 1e-3
+    """Of the flow's adaptive steps."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 2 or self.draws < 0 or self.flow < 0 or self.seed < 0:
+            raise ConfigError("-n must be at least 2, --draws, --flow and --seed at least 0")
+        if not self.tolerance > 0:
+            raise ConfigError(f"--tolerance must be above 0, not {self.tolerance}")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Bits per dimension: the mean over n images and its 95 % confidence interval's half width."""
+
+    bits: float
+    half_width: float
+    n: int
+
+    @classmethod
+    def of(cls, bits: Tensor) -> Mean:
+        """Of each image's, [n]."""
+        error = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
+        return cls(float(bits.mean()), 1.96 * error, len(bits))
+
+    def __str__(self) -> str:
+        return f"{self.bits:.4f} ± {self.half_width:.4f}"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One set of images: the bound's terms, and the flow's bits [m] of the first of them."""
+
+    name: str
+    bound: Bound
+    flow: Tensor
+    flow_calls: float
+    """Network calls the flow took."""
+
+    def rows(self) -> dict[str, Mean]:
+        """The numbers worth printing."""
+        d = self.bound.dimensions
+        made = {
+            "bound": Mean.of(self.bound.bits_per_dim),
+            "  prior": Mean.of(bits_per_dim(self.bound.prior, d)),
+            "  levels": Mean.of(bits_per_dim(self.bound.levels.sum(1), d)),
+            "  decoder": Mean.of(bits_per_dim(self.bound.decoder, d)),
+        }
+        if len(self.flow):
+            made["flow"] = Mean.of(self.flow)
+            made["bound of the same images"] = Mean.of(self.bound.bits_per_dim[: len(self.flow)])
+        return made
+
+
+class Measurer:
+    """A model ready to measure images by."""
+
+    def __init__(self, model: Model, asked: Asked, cache: Cache) -> None:
+        """Raises ConfigError for a model of floating-point images, which have no pixel's bins."""
+        levels = model.format.levels
+        if levels is None:
+            raise ConfigError(
+                "this model's images are floating-point numbers, which have no bins to give "
+                "probabilities to: bits per dimension are for images of 8 or 16 bits"
+            )
+        self.model, self.asked, self.cache = model, asked, cache
+        self.half_bin = 1 / (levels - 1)
+        limits = model.denoiser.range
+        if limits.levels is not None:
+            self.grid = limits.levels.flip(0)
+        else:
+            self.grid = geometric(LEVELS, limits.low, limits.high)[:-1]
+        self.decoder_var: float | None = None
+
+    def fit(self, images: ImageSet) -> float | None:
+        """Fit the decoder's variance on these where the model has none of its own; return it."""
+        if self.model.denoiser.range.levels is not None:
+            return None
+        x0 = pixels(images, 0)[:BATCH].to(self.model.device)
+        denoise = self._bound(images, 0, len(x0))
+        noise = Noise(tuple(derive_seed(self.asked.seed, "decoder", i) for i in range(len(x0))))
+        self.decoder_var = fit_decoder_var(
+            denoise, x0, self.grid[-1], noise, half_bin=self.half_bin
+        )
+        return self.decoder_var
+
+    def total(self, images: ImageSet) -> int:
+        """How many images are measured, the flow's counted again."""
+        n = min(self.asked.n, len(images))
+        return n + min(self.asked.flow, n)
+
+    def measure(self, images: ImageSet, tick: Callable[[int], object]) -> Measured:
+        """Measure a set, batch by batch; what is in the cache is not done again."""
+        n = min(self.asked.n, len(images))
+        parts: list[Bound] = []
+        for first in range(0, n, BATCH):
+            stop = min(first + BATCH, n)
+            parts.append(self._batch(images, first, stop))
+            tick(stop - first)
+        flow: list[Tensor] = []
+        calls: list[float] = []
+        for first in range(0, min(self.asked.flow, n), BATCH):
+            stop = min(first + BATCH, self.asked.flow, n)
+            bits, spent = self._flow(images, first, stop)
+            flow.append(bits)
+            calls.append(spent)
+            tick(stop - first)
+        joined = torch.cat(flow) if flow else torch.zeros(0, dtype=F64)
+        return Measured(images.name, _joined(parts), joined, float(np.mean(calls or [0.0])))
+
+    def _batch(self, images: ImageSet, first: int, stop: int) -> Bound:
+        shelf = self.cache.shelf("bound", self._described(images, self.asked.draws))
+        x0 = _raw(images, first, stop)
+        number = first // BATCH
+        size = x0[0].numel()
+        if shelf.has(number) and len(shelf.get(number)) == len(x0):
+            return _unpacked(shelf.get(number), self.grid, size)
+        denoise = self._bound(images, first, stop)
+        noise = Noise(tuple(derive_seed(self.asked.seed, "bound", i) for i in range(first, stop)))
+        x0 = x0.to(self.model.device)
+        if self.asked.draws:
+            bound = estimate_elbo(
+                denoise, x0, self.grid, noise, draws=self.asked.draws, half_bin=self.half_bin
+            )
+        else:
+            bound = elbo(denoise, x0, self.grid, noise, half_bin=self.half_bin)
+        packed = [bound.prior[:, None], bound.levels, bound.decoder[:, None], bound.error]
+        shelf.put(number, torch.cat(packed, 1).numpy())
+        return bound
+
+    def _flow(self, images: ImageSet, first: int, stop: int) -> tuple[Tensor, float]:
+        shelf = self.cache.shelf("flow", self._described(images, self.asked.tolerance))
+        x0 = _raw(images, first, stop)
+        number = first // BATCH
+        if not (shelf.has(number) and len(shelf.get(number)) == len(x0) + 1):
+            noise = Noise(
+                tuple(derive_seed(self.asked.seed, "flow", i) for i in range(first, stop))
+            )
+            denoise = self._bound(images, first, stop, interpolate=True)
+            limits = denoise.range
+            found = flow_log_prob(
+                denoise,
+                dequantise(x0, noise, self.half_bin).to(self.model.device),
+                Adaptive(self.asked.tolerance, self.asked.tolerance),
+                [limits.low, limits.high],
+                trace=Hutchinson(),
+                noise=noise,
+            )
+            bits = bits_per_dim(
+                discrete_nats(found.log_prob, x0[0].numel(), self.half_bin), x0[0].numel()
+            )
+            shelf.put(number, np.append(bits.numpy(), found.evaluations))
+        kept = torch.from_numpy(shelf.get(number))
+        return kept[:-1], float(kept[-1])
+
+    def _bound(
+        self, images: ImageSet, first: int, stop: int, *, interpolate: bool = False
+    ) -> Adapted:
+        """The model's denoiser, told the classes of these images."""
+        model = self.model
+        denoise = build.adapt(model.recipe, model.network, interpolate=interpolate)
+        if self.decoder_var is not None:
+            denoise = replace(denoise, fixed_decoder_var=self.decoder_var)
+        if not model.classes:
+            return denoise
+        labels = images.labels()
+        if labels is None or images.classes != model.classes:
+            if model.recipe.network.label_dropout:
+                return denoise
+            raise ConfigError(
+                "this model knows images by their class, and these have none, or others: give "
+                f"images of the classes {', '.join(model.classes)}"
+            )
+        index = torch.from_numpy(labels[first:stop])
+        told = functional.one_hot(index, len(model.classes)).float()
+        return denoise.given(class_labels=told.to(model.device))
+
+    def _described(self, images: ImageSet, how: float) -> dict[str, Any]:
+        about = {k: v for k, v in Drawn(self.model, 1, self.cache).description.items() if k != "n"}
+        return {
+            "model": {k: v for k, v in about.items() if k not in ("sampler", "seed", "class")},
+            "images": images.description,
+            "how": how,
+            "seed": self.asked.seed,
+            "decoder": self.decoder_var or 0.0,
+        }
+
+
+def _raw(images: ImageSet, first: int, stop: int) -> Tensor:
+    """Images [n, C, H, W] in [-1, 1]; a batch lies in one chunk."""
+    offset = first % CHUNK
+    return pixels(images, first // CHUNK)[offset : offset + stop - first]
+
+
+def _unpacked(array: np.ndarray, grid: Tensor, size: int) -> Bound:
+    rows, steps = torch.from_numpy(array), len(grid) - 1
+    return Bound(
+        grid, rows[:, 0], rows[:, 1 : 1 + steps], rows[:, 1 + steps], rows[:, 2 + steps :], size
+    )
+
+
+def _joined(parts: list[Bound]) -> Bound:
+    return Bound(
+        parts[0].sigmas,
+        torch.cat([part.prior for part in parts]),
+        torch.cat([part.levels for part in parts]),
+        torch.cat([part.decoder for part in parts]),
+        torch.cat([part.error for part in parts]),
+        parts[0].dimensions,
+    )
+
+
+def in_lines(found: list[Measured]) -> Iterator[str]:
+    """Yield the table for a terminal, in bits per dimension."""
+    for one in found:
+        yield f"{one.name}: {len(one.bound.prior):,} images, bits per dimension (95 % interval)"
+        for name, mean in one.rows().items():
+            yield f"  {name:<26}{mean}" + (f"   ({mean.n} images)" if mean.n < 1000 else "")
+    if len(found) > 1:
+        first, second = (one.bound.bits_per_dim for one in found[:2])
+        gap = float(first.mean() - second.mean())
+        error = math.hypot(
+            float(first.std()) / len(first) ** 0.5, float(second.std()) / len(second) ** 0.5
+        )
+        yield f"gap, {found[0].name} less {found[1].name}: {gap:.4f} ± {1.96 * error:.4f}"
+
+
+def write_likelihood(
+    out: Path, title: str, found: list[Measured], facts: dict[str, str], *, per_image: bool
+) -> dict[str, Path]:
+    """Write likelihood.json and .html, and per-image.csv where asked; return their paths."""
+    paths = {"JSON": out / "likelihood.json", "page": out / "likelihood.html"}
+    kept: dict[str, Any] = {
+        "facts": facts,
+        "sets": [
+            {"name": one.name, **{k.strip(): asdict(v) for k, v in one.rows().items()}}
+            for one in found
+        ],
+    }
+    curve = rate_distortion(found[0].bound) if not found[0].bound.error.isnan().any() else None
+    if curve is not None:
+        kept["rate_distortion"] = {
+            "sigma": curve.sigmas.tolist(),
+            "bits_per_dim": curve.rate.tolist(),
+            "rmse_of_255": curve.distortion.tolist(),
+            "decoder_bits_per_dim": curve.last,
+        }
+    write_bytes(paths["JSON"], json.dumps(kept, indent=1, ensure_ascii=False).encode())
+    if per_image:
+        paths["per image"] = out / "per-image.csv"
+        write_text(paths["per image"], _table_of(found))
+    page = Report(title, "", kind="Sfumato · likelihood")
+    page.section("Bits per dimension", "Means over images; ± is half the 95 % interval.")
+    page.table(
+        [(one.name, name.strip(), f"{mean.bits:.4f}", f"{mean.half_width:.4f}", mean.n)
+         for one in found for name, mean in one.rows().items()],
+        ("images", "what", "bits per dimension", "±", "n"),
+    )  # fmt: skip
+    page.section("Level by level", "What each noise level costs: the bound is the area.")
+    try:
+        bound = found[0].bound
+        at, cost = per_level(bound)
+        page.figure(plots.bits_by_level(at, cost), "", "bits per dimension by noise level")
+        if curve is not None:
+            page.figure(
+                plots.rate_against_distortion(curve.rate, curve.distortion), "",
+                "distortion against rate",
+            )  # fmt: skip
+    except MissingExtraError:
+        page.missing("The plots", "matplotlib", "train")
+    page.section("Provenance")
+    page.facts(facts)
+    page.write(paths["page"])
+    return paths
+
+
+def per_level(bound: Bound, bins: int = 40) -> tuple[Tensor, Tensor]:
+    """Return sigma [bins] and bits per dimension per unit of ln sigma [bins] of the steps there."""
+    at = (bound.sigmas[:-1] * bound.sigmas[1:]).sqrt().log()
+    width = (bound.sigmas[:-1] / bound.sigmas[1:]).log()
+    bits = bits_per_dim(bound.levels.mean(0), bound.dimensions)
+    edges = torch.linspace(float(at.min()), float(at.max()) + 1e-9, bins + 1, dtype=F64)
+    place = (torch.searchsorted(edges, at, right=True) - 1).clamp(0, bins - 1)
+    total = torch.zeros(bins, dtype=F64).index_add(0, place, bits)
+    wide = torch.zeros(bins, dtype=F64).index_add(0, place, width)
+    some = wide > 0
+    return ((edges[1:] + edges[:-1]) / 2).exp()[some], (total / wide.clamp(min=1e-300))[some]
+
+
+def _table_of(found: list[Measured]) -> str:
+    memory = io.StringIO()
+    writer = csv.writer(memory)
+    writer.writerow(("set", "image", "bound", "prior", "levels", "decoder", "flow"))
+    for one in found:
+        d = one.bound.dimensions
+        columns = (
+            one.bound.bits_per_dim,
+            bits_per_dim(one.bound.prior, d),
+            bits_per_dim(one.bound.levels.sum(1), d),
+            bits_per_dim(one.bound.decoder, d),
+        )
+        for index in range(len(one.bound.prior)):
+            flow = f"{float(one.flow[index]):.6f}" if index < len(one.flow) else ""
+            numbers = (f"{float(column[index]):.6f}" for column in columns)
+            writer.writerow((one.name, index, *numbers, flow))
+    return memory.getvalue()

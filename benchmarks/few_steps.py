@@ -61,6 +61,11 @@ def screened_table(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _ranges(results: list[dict[str, Any]]) -> str:
+    count = max(len(r["each"]) for r in results)
+    return f"{count} ranges of seeds" if count > 1 else "one range of seeds"
+
+
 def verdicts(results: list[dict[str, Any]]) -> list[str]:
     """The tuned sampler against the best fixed one, and against many calls."""
     lines: list[str] = []
@@ -89,11 +94,13 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--table-only", action="store_true", help="of what was measured before")
     args = parser.parse_args()
     about = machine()
     command = ["tune", str(args.run), "--nfe", *map(str, NFES), "--data", str(args.data)]
     command += ["-n", str(args.n), "--repeats", str(args.repeats), "--threads", str(args.threads)]
-    subprocess.run([sys.executable, "-m", "sfumato", *command], check=True)
+    if not args.table_only:
+        subprocess.run([sys.executable, "-m", "sfumato", *command], check=True)
     kept = json.loads((args.run / "tuning" / "tuning.json").read_text())
     results, facts = kept["results"], kept["facts"]
     found = tuned_about(args.run)
@@ -106,10 +113,10 @@ def main() -> None:
         f"{about['date']}; {about['processor']}, {about['cores']} cores. {versions}.",
         "",
         f"`{config['recipe']['name']}`, weights {facts['weights']}; {args.n:,} images of each of "
-        f"{args.repeats} ranges of seeds, the same for all, against {facts['reference']}; features "
+        f"{_ranges(results)}, the same for all, against {facts['reference']}; features "
         f"{facts['features']}. Fixed solvers walk the {facts['grid of the fixed solvers']} grid. "
-        "± is one standard error over the repeats. Trajectory error: mean over "
-        f"{facts['trajectories']}, of the per-dimension RMSE on [-1, 1]; the teacher's own error "
+        "± is one standard error (over the ranges where there are several). Trajectory error: mean "
+        f"over {facts['trajectories']}, of the per-dimension RMSE on [-1, 1]; the teacher's own error "
         f"is about {found[0]['about']['teacher_error']:.2g}.",
         "",
         f"Tuning took {seconds} calls, the trajectories not counted.",

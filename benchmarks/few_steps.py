@@ -116,8 +116,8 @@ def main() -> None:
         f"{_ranges(results)}, the same for all, against {facts['reference']}; features "
         f"{facts['features']}. Fixed solvers walk the {facts['grid of the fixed solvers']} grid. "
         "± is one standard error (over the ranges where there are several). Trajectory error: mean "
-        f"over {facts['trajectories']}, of the per-dimension RMSE on [-1, 1]; the teacher's own error "
-        f"is about {found[0]['about']['teacher_error']:.2g}.",
+        f"over {facts['trajectories']}, of the per-dimension RMSE on [-1, 1]; the teacher's own "
+        f"error is about {found[0]['about']['teacher_error']:.2g}.",
         "",
         f"Tuning took {seconds} calls, the trajectories not counted.",
         "",

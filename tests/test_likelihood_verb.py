@@ -22,6 +22,7 @@ from sfumato.gaussian import Gaussian
 from sfumato.likelihood import elbo, fit_decoder_var
 from sfumato.randomness import Noise, derive_seed, noise_for
 from sfumato.recipes import likelihood as work
+from sfumato.recipes.likelihood_page import per_level
 from sfumato.recipes.model import load
 
 Capture = pytest.CaptureFixture[str]
@@ -146,7 +147,7 @@ def test_levels_are_shared_out_to_bins_by_their_sum(run: Path) -> None:
     assert levels is not None
     x0 = to_model(pixels().transpose(0, 3, 1, 2), model.format)
     bound = elbo(model.denoiser, x0, levels.flip(0), noise_for(0, 12))
-    at, cost = work.per_level(bound, bins=1)
+    at, cost = per_level(bound, bins=1)
     width = float((bound.sigmas[0] / bound.sigmas[-1]).log())
     total = float(bound.levels.sum(1).mean()) / (64 * math.log(2))
     assert len(at) == 1

@@ -66,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.sets import Drawn, check_alike
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.likelihood_page import in_lines, write_likelihood
     from sfumato.recipes.model import load
 
     set_threads(options.threads)
@@ -99,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
             if number:  # the gap is one of bounds
                 measurer.asked = replace(asked, flow=0)
             found.append(measurer.measure(images, bar.update))
-    print("\n".join(work.in_lines(found)))
+    print("\n".join(in_lines(found)))
     facts = {
         "run": str(model.run),
         "weights": model.fingerprint,
@@ -111,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
         "decoder's variance": "the ladder's" if var is None else f"{var:.4g}, fitted",
     }
     title = f"{model.run.name}: bits per dimension"
-    paths = work.write_likelihood(out, title, found, facts, per_image=options.per_image)
+    paths = write_likelihood(out, title, found, facts, per_image=options.per_image)
     for name, path in paths.items():
         print(f"{name}: {path}")
     return 0

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sfumato.diffusion import bits_per_dim
-from sfumato.errors import ConfigError, MissingExtraError
-from sfumato.files import write_bytes, write_text
+from sfumato.errors import ConfigError
 from sfumato.likelihood import (
     Bound,
     Hutchinson,
@@ -27,7 +22,6 @@ from sfumato.likelihood import (
     estimate_elbo,
     fit_decoder_var,
     flow_log_prob,
-    rate_distortion,
 )
 from sfumato.likelihood.flow import discrete_nats
 from sfumato.noise import F64, geometric
@@ -37,8 +31,6 @@ from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.sets import CHUNK, Drawn, ImageSet, pixels
 from sfumato.recipes.model import Model
-from sfumato.report import plots
-from sfumato.report.html import Report
 from sfumato.solvers import Adaptive
 
 BATCH = 64
@@ -265,99 +257,3 @@ def _joined(parts: list[Bound]) -> Bound:
         torch.cat([part.error for part in parts]),
         parts[0].dimensions,
     )
-
-
-def in_lines(found: list[Measured]) -> Iterator[str]:
-    """Yield the table for a terminal, in bits per dimension."""
-    for one in found:
-        yield f"{one.name}: {len(one.bound.prior):,} images, bits per dimension (95 % interval)"
-        for name, mean in one.rows().items():
-            yield f"  {name:<26}{mean}" + (f"   ({mean.n} images)" if mean.n < 1000 else "")
-    if len(found) > 1:
-        first, second = (one.bound.bits_per_dim for one in found[:2])
-        gap = float(first.mean() - second.mean())
-        error = math.hypot(
-            float(first.std()) / len(first) ** 0.5, float(second.std()) / len(second) ** 0.5
-        )
-        yield f"gap, {found[0].name} less {found[1].name}: {gap:.4f} ± {1.96 * error:.4f}"
-
-
-def write_likelihood(
-    out: Path, title: str, found: list[Measured], facts: dict[str, str], *, per_image: bool
-) -> dict[str, Path]:
-    """Write likelihood.json and .html, and per-image.csv where asked; return their paths."""
-    paths = {"JSON": out / "likelihood.json", "page": out / "likelihood.html"}
-    kept: dict[str, Any] = {
-        "facts": facts,
-        "sets": [
-            {"name": one.name, **{k.strip(): asdict(v) for k, v in one.rows().items()}}
-            for one in found
-        ],
-    }
-    curve = rate_distortion(found[0].bound) if not found[0].bound.error.isnan().any() else None
-    if curve is not None:
-        kept["rate_distortion"] = {
-            "sigma": curve.sigmas.tolist(),
-            "bits_per_dim": curve.rate.tolist(),
-            "rmse_of_255": curve.distortion.tolist(),
-            "decoder_bits_per_dim": curve.last,
-        }
-    write_bytes(paths["JSON"], json.dumps(kept, indent=1, ensure_ascii=False).encode())
-    if per_image:
-        paths["per image"] = out / "per-image.csv"
-        write_text(paths["per image"], _table_of(found))
-    page = Report(title, "", kind="Sfumato · likelihood")
-    page.section("Bits per dimension", "Means over images; ± is half the 95 % interval.")
-    page.table(
-        [(one.name, name.strip(), f"{mean.bits:.4f}", f"{mean.half_width:.4f}", mean.n)
-         for one in found for name, mean in one.rows().items()],
-        ("images", "what", "bits per dimension", "±", "n"),
-    )  # fmt: skip
-    page.section("Level by level", "What each noise level costs: the bound is the area.")
-    try:
-        bound = found[0].bound
-        at, cost = per_level(bound)
-        page.figure(plots.bits_by_level(at, cost), "", "bits per dimension by noise level")
-        if curve is not None:
-            page.figure(
-                plots.rate_against_distortion(curve.rate, curve.distortion), "",
-                "distortion against rate",
-            )  # fmt: skip
-    except MissingExtraError:
-        page.missing("The plots", "matplotlib", "train")
-    page.section("Provenance")
-    page.facts(facts)
-    page.write(paths["page"])
-    return paths
-
-
-def per_level(bound: Bound, bins: int = 40) -> tuple[Tensor, Tensor]:
-    """Return sigma [bins] and bits per dimension per unit of ln sigma [bins] of the steps there."""
-    at = (bound.sigmas[:-1] * bound.sigmas[1:]).sqrt().log()
-    width = (bound.sigmas[:-1] / bound.sigmas[1:]).log()
-    bits = bits_per_dim(bound.levels.mean(0), bound.dimensions)
-    edges = torch.linspace(float(at.min()), float(at.max()) + 1e-9, bins + 1, dtype=F64)
-    place = (torch.searchsorted(edges, at, right=True) - 1).clamp(0, bins - 1)
-    total = torch.zeros(bins, dtype=F64).index_add(0, place, bits)
-    wide = torch.zeros(bins, dtype=F64).index_add(0, place, width)
-    some = wide > 0
-    return ((edges[1:] + edges[:-1]) / 2).exp()[some], (total / wide.clamp(min=1e-300))[some]
-
-
-def _table_of(found: list[Measured]) -> str:
-    memory = io.StringIO()
-    writer = csv.writer(memory)
-    writer.writerow(("set", "image", "bound", "prior", "levels", "decoder", "flow"))
-    for one in found:
-        d = one.bound.dimensions
-        columns = (
-            one.bound.bits_per_dim,
-            bits_per_dim(one.bound.prior, d),
-            bits_per_dim(one.bound.levels.sum(1), d),
-            bits_per_dim(one.bound.decoder, d),
-        )
-        for index in range(len(one.bound.prior)):
-            flow = f"{float(one.flow[index]):.6f}" if index < len(one.flow) else ""
-            numbers = (f"{float(column[index]):.6f}" for column in columns)
-            writer.writerow((one.name, index, *numbers, flow))
-    return memory.getvalue()

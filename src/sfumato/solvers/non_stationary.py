@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class NonStationary:
-    """A linear solver on one descending grid: `start` [N] and `weights` (rows of 1, 2, ..., N).
+    """A linear solver on one descending grid: `start_weights` [N], `weights` (rows of 1, ..., N).
 
     `sigmas` has N + 1 levels; N steps take N evaluations. `order` is that of the family the table
     was taken from, 1 where it was learned. Raises ValueError for a table of another form, levels

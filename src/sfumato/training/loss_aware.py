@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class LossHistory:
         values, counts = self.values.clone(), self.counts.clone()
         depth = values.shape[1]
         for level, loss in zip(index.tolist(), losses.to(F64).tolist(), strict=True):
-            if loss - loss != 0:
+            if not math.isfinite(loss):
                 continue
             if counts[level] == depth:
                 values[level] = torch.cat([values[level, 1:], values.new_tensor([loss])])

@@ -1,4 +1,4 @@
-"""EDM's configurations: each row is the one above it and one change; trained, measured, resumed."""
+"""Ablations of the papers: what their cells are, and that they are trained, measured, resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sfumato.errors import ConfigError
 from sfumato.networks.config import UNetConfig
 from sfumato.noise import VP
 from sfumato.recipes import run as running
-from sfumato.recipes.ablation import EDM_ROWS, edm_cells
+from sfumato.recipes.ablations import ddpm_ablation, edm_ablation, scaling
+from sfumato.recipes.ablations.edm import EDM_ROWS
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.evaluation.outcome import number
 from sfumato.recipes.plan import distribution_of
@@ -26,7 +27,7 @@ LENGTH = 20_000
 
 
 def column(name: str) -> dict[str, Recipe]:
-    return {cell.row: cell.recipe for cell in edm_cells(LENGTH, columns=[name])}
+    return {cell.row: cell.recipe for cell in edm_ablation(LENGTH, columns=[name]).cells}
 
 
 def changed(a: Recipe, b: Recipe) -> set[str]:
@@ -72,11 +73,60 @@ def test_the_fourth_row_keeps_the_noise_levels_of_vp() -> None:
 
 def test_what_the_table_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown row 'G'; known: A, B"):
-        edm_cells(LENGTH, rows=["G"])
+        edm_ablation(LENGTH, rows=["G"])
     with pytest.raises(ConfigError, match="unknown column 'edm'"):
-        edm_cells(LENGTH, columns=["edm"])
+        edm_ablation(LENGTH, columns=["edm"])
     with pytest.raises(ConfigError, match="--images must be at least 1"):
-        edm_cells(0)
+        edm_ablation(0)
+
+
+def test_ddpms_table_has_six_cells_that_differ_as_it_says() -> None:
+    cells = {(c.row, c.column): c.recipe for c in ddpm_ablation(LENGTH, levels=50).cells}
+    assert len(cells) == 6
+    for column in ("mean", "noise"):
+        learned, fixed, simple = (
+            cells[row, column] for row in ("bound-learned", "bound-fixed", "simple")
+        )
+        assert changed(learned, fixed) == {"variance"}
+        assert changed(fixed, simple) == {"objective"}
+        assert (learned.variance, fixed.variance) == ("free", "unit-gaussian")
+        assert (fixed.objective, fixed.predicts) == ("bound", column)
+    assert changed(cells["bound-fixed", "mean"], cells["bound-fixed", "noise"]) == {"predicts"}
+    assert cells["simple", "mean"].objective == "mean"
+    assert {c.process.steps for c in cells.values()} == {50}
+
+
+def test_a_scaling_run_is_looked_at_in_powers_of_two_of_its_training() -> None:
+    ablation = scaling(1000, widths=[4, 8])
+    assert list(ablation.runs) == ["width-4", "width-8"]
+    steps = [cell.step for cell in ablation.cells if cell.column == "width-8"]
+    assert steps == [4, 8, 16, 32]  # of 32 images: 1,024, the first whole number from 1,000
+    assert all(step is not None and step % ablation.save_every == 0 for step in steps)
+    assert {cell.recipe.images for cell in ablation.cells} == {1024}
+    assert [c.recipe.network.width for c in ablation.runs.values()] == [4, 8]
+    with pytest.raises(ConfigError, match="--widths must be different"):
+        scaling(1000, widths=[4, 4])
+
+
+@pytest.mark.parametrize("which", ["ddpm", "scaling"])
+def test_bits_per_dimension_are_measured_too(which: str, tmp_path: Path, capsys: Capture) -> None:
+    features = tmp_path / "pooled.pt"
+    torch.jit.script(Pooled()).save(str(features))
+    out = tmp_path / "out"
+    words = ["ablate", which, "--data", str(array_file(tmp_path)), "--layout", "NHWC"]
+    words += ["--images", "256", "-n", "20", "--threads", "1", "--levels", "25"]
+    words += ["--features", str(features), "--out", str(out), "--width", "8", "--widths", "4"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    cells = json.loads((out / "ablation.json").read_text())["cells"]
+    assert len(cells) == (6 if which == "ddpm" else 4)
+    for cell in cells:
+        bits = f"{cell['bits']['bits']:.4f} ± {cell['bits']['half_width']:.4f}"
+        assert bits in printed.partition("Bits per dimension")[2]
+    assert len({cell["bits"]["bits"] for cell in cells}) == len(cells)
+    page = (out / "ablation.html").read_text()
+    assert ("By training time" in page) == (which == "scaling")
+    assert [c["images"] for c in cells[:2]] == ([256, 256] if which == "ddpm" else [32, 64])
 
 
 def test_the_command_trains_measures_and_goes_on(

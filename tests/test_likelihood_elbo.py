@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from flow_helpers import F64
 from likelihood_helpers import Known
 from oracles import GaussianOracle, Mixture
 from sfumato.denoiser import Clipped
+from sfumato.diffusion import decoder_term, level_term, prior_term
+from sfumato.gaussian import Gaussian, tanh_log_mass
 from sfumato.likelihood import elbo, estimate_elbo, rate_distortion
 from sfumato.noise import NoiseLevels, geometric, linear_betas
 from sfumato.randomness import noise_for
@@ -182,6 +185,81 @@ def test_rate_and_distortion_of_gaussian_data() -> None:
         assert float(curve.distortion[i]) == pytest.approx(expected, rel=0.02)
     assert (curve.rate.diff() > 0).all()
     assert curve.lossless == pytest.approx(float(curve.rate[-1]) + curve.last)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.9])
+@pytest.mark.parametrize("extra", [0.0, 0.5, 1.0])
+def test_the_bound_is_ddpms_equation_16(gain: float, extra: float) -> None:
+    """KL(q(x_T) || p(x_T)) + sum of E KL(q(x_{t-1} | x_t) || p) + H(x0), for any Gaussian model.
+
+    There q knows nothing of x0: on Gaussian data it is the joint distribution's regression.
+    """
+    grid = ladder(6)
+    bin_, last_var, prior_var = 1e-5, 3e-4, 20_000.0
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)  # exact: all is quadratic
+    weights = torch.from_numpy(np.outer(weights, weights).ravel() / weights.sum() ** 2)
+    x0, noise = (torch.from_numpy(part.ravel()) for part in np.meshgrid(STD * nodes, nodes))
+
+    def model(x: Tensor, sigma: Tensor) -> Gaussian:
+        v = torch.tensor(posterior_var(float(sigma)), dtype=F64)
+        return Gaussian(gain * STD**2 / (STD**2 + sigma**2) * x, extra * v)
+
+    def mean(terms: Tensor) -> float:
+        return float((weights * terms).sum())
+
+    prior = Gaussian(torch.zeros((), dtype=F64), torch.tensor(prior_var, dtype=F64))
+    ours = mean(prior_term(x0[:, None], grid[0], prior))
+    theirs = 0.5 * math.log(2 * math.pi * math.e * STD**2)
+    ratio = (STD**2 + HIGH**2) / prior_var
+    theirs += 0.5 * (ratio - 1 - math.log(ratio))
+    for sigma, s in zip(grid, [*grid[1:], torch.zeros((), dtype=F64)], strict=True):
+        x = x0 + sigma * noise
+        answer = model(x, sigma)
+        share = (STD**2 + s**2) / (STD**2 + sigma**2)
+        q_var = share * (sigma**2 - s**2)
+        if float(s):
+            part = Gaussian(answer.mean[:, None], answer.var)
+            ours += mean(level_term(x0[:, None], x[:, None], part, sigma, s))
+            keep = (s / sigma) ** 2
+            p_mean = keep * x + (1 - keep) * answer.mean
+            p_var = s**2 * (1 - keep) + (1 - keep) ** 2 * answer.var
+        else:
+            part, var = Gaussian(answer.mean[:, None], answer.var), torch.tensor(last_var).double()
+            ours += mean(decoder_term(x0[:, None], part, var, bin_)) + math.log(2 * bin_)
+            p_mean, p_var = answer.mean, torch.tensor(last_var, dtype=F64)
+        kl = 0.5 * (q_var / p_var + (share * x - p_mean) ** 2 / p_var - 1 - (q_var / p_var).log())
+        theirs += mean(kl)
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_the_approximate_decoder_is_that_of_gelu() -> None:
+    """torch's tanh GELU is z times the same approximation of the normal distribution function."""
+    x0 = torch.arange(256, dtype=F64) / 127.5 - 1
+    decoder = Gaussian(torch.full((256,), 0.1, dtype=F64), torch.tensor(0.3**2, dtype=F64))
+
+    def cdf(z: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(z, approximate="tanh") / z
+
+    expected = cdf((x0 + 1 / 255 - 0.1) / 0.3) - cdf((x0 - 1 / 255 - 0.1) / 0.3)
+    expected[0], expected[-1] = (
+        cdf((x0[0] + 1 / 255 - 0.1) / 0.3),
+        1 - cdf((x0[-1] - 1 / 255 - 0.1) / 0.3),
+    )
+    found = tanh_log_mass(decoder, x0, 1 / 255)
+    torch.testing.assert_close(found.exp(), expected, rtol=1e-9, atol=1e-14)
+    exact = decoder.log_mass(x0, 1 / 255)
+    assert (found - exact).abs()[64:192].max() < 0.01
+    assert not torch.equal(found, exact)
+    far = tanh_log_mass(Gaussian(decoder.mean, torch.tensor(1e-4, dtype=F64)), x0, 1 / 255)
+    assert float(far[255]) == pytest.approx(math.log(1e-12))
+    x0, noise = data(2), noise_for(0, 2)
+    exact_bound = elbo(known(), x0, ladder(4), noise, half_bin=HALF)
+    for found_bound in (
+        elbo(known(), x0, ladder(4), noise, half_bin=HALF, mass=tanh_log_mass),
+        estimate_elbo(known(), x0, ladder(4), noise, half_bin=HALF, mass=tanh_log_mass),
+    ):
+        assert torch.equal(found_bound.levels, exact_bound.levels)
+        assert (found_bound.decoder != exact_bound.decoder).all()
 
 
 def test_what_is_refused() -> None:

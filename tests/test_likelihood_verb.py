@@ -18,8 +18,9 @@ from likelihood_helpers import Known
 from recipe_helpers import array_file, open_run, pixels, small
 from sfumato.cli import main
 from sfumato.data.pixels import to_model
-from sfumato.gaussian import Gaussian
+from sfumato.gaussian import Gaussian, tanh_log_mass
 from sfumato.likelihood import elbo, fit_decoder_var
+from sfumato.parameterization import unit_gaussian
 from sfumato.randomness import Noise, derive_seed, noise_for
 from sfumato.recipes import likelihood as work
 from sfumato.recipes.likelihood_page import per_level
@@ -124,6 +125,64 @@ def test_a_model_without_a_ladder_has_its_decoder_fitted(
     assert [found["name"] for found in kept["sets"]] == ["test images", "training images"]
     assert "rate_distortion" not in kept
     assert "svg" in (tmp_path / "out" / "likelihood.html").read_text()
+
+
+def test_a_sub_sequence_another_variance_and_the_published_decoder(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    recipe = small("ddpm-tiny", steps=2)
+    recipe = replace(recipe, process=replace(recipe.process, steps=30), variance="zero")
+    made = open_run(tmp_path / "run", array_file(tmp_path), recipe)
+    for _ in made.steps():
+        pass
+    model = load(tmp_path / "run")
+    x0 = to_model(pixels().transpose(0, 3, 1, 2), model.format)
+    noise = Noise(tuple(derive_seed(0, "bound", i) for i in range(12)))
+    levels = model.denoiser.range.levels
+    assert levels is not None
+    grid = levels[[0, 10, 19, 29]].flip(0)  # 9.67 and 19.33 rounded, both ends
+    large = replace(model.denoiser, variance=unit_gaussian)
+    truths = {
+        (): elbo(model.denoiser, x0, grid, noise),
+        ("--variance", "unit-gaussian"): elbo(large, x0, grid, noise),
+        ("--tanh",): elbo(model.denoiser, x0, grid, noise, mass=tanh_log_mass),
+    }
+    for more, truth in truths.items():
+        words = command(tmp_path / "run", "--steps", "4", "--all-levels", "--no-gap", "--force")
+        assert main([*words, *more]) == 0
+        kept = json.loads((tmp_path / "run" / "likelihood" / "likelihood.json").read_text())
+        mean = float(truth.bits_per_dim.mean())
+        assert kept["sets"][0]["bound"]["bits"] == pytest.approx(mean, rel=1e-6)
+        assert f"{mean:.4f}" in capsys.readouterr().out
+    assert main(command(tmp_path / "run", "--steps", "31", "--force")) == 2
+    assert "ladder has 30 levels, not 31" in capsys.readouterr().err
+    assert main(command(tmp_path / "run", "--steps", "1", "--force")) == 2
+    assert "needs two levels at least" in capsys.readouterr().err
+
+
+def test_a_learned_variance_is_not_replaced(run: Path, capsys: Capture) -> None:
+    assert main(command(run, "--variance", "zero")) == 2
+    assert "has learned its variance" in capsys.readouterr().err
+
+
+def test_images_of_16_bits_have_bins_of_16_bits(tmp_path: Path) -> None:
+    path = tmp_path / "deep.npy"
+    np.save(path, pixels(dtype="uint16"))
+    recipe = small("iddpm-tiny", steps=2)
+    recipe = replace(recipe, process=replace(recipe.process, steps=8))
+    made = open_run(tmp_path / "run", path, recipe)
+    for _ in made.steps():
+        pass
+    assert main(command(tmp_path / "run", "--all-levels", "--no-gap", "--flow", "0")) == 0
+    kept = json.loads((tmp_path / "run" / "likelihood" / "likelihood.json").read_text())
+    model = load(tmp_path / "run")
+    x0 = to_model(pixels(dtype="uint16").transpose(0, 3, 1, 2), model.format)
+    noise = Noise(tuple(derive_seed(0, "bound", i) for i in range(12)))
+    levels = model.denoiser.range.levels
+    assert levels is not None
+    truth = elbo(model.denoiser, x0, levels.flip(0), noise, half_bin=1 / 65535)
+    bits = float(truth.bits_per_dim.mean())
+    assert kept["sets"][0]["bound"]["bits"] == pytest.approx(bits, rel=1e-6)
 
 
 def test_the_fitted_variance_is_the_mean_squared_error_where_bins_are_fine() -> None:

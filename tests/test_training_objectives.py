@@ -15,6 +15,7 @@ from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseLevels, NoiseRange, linear_betas
 from sfumato.parameterization import (
     edm_preconditioned,
+    predicts_mean,
     predicts_noise,
     predicts_score,
     predicts_v,
@@ -26,6 +27,7 @@ from sfumato.training.objectives import (
     EDM,
     Bound,
     ContinuousBound,
+    MeanError,
     MinSNR,
     PlainX0,
     Simple,
@@ -122,6 +124,15 @@ def test_each_weight_is_the_error_of_its_own_target() -> None:
     check(Simple(), predicts_noise(Fixed(out), LADDER), mse(out, noise))
     check(V(), predicts_v(Fixed(out), LADDER), mse(out, v))
     check(PlainX0(), predicts_x0(Fixed(out), LADDER), mse(out, x0))
+    # DDPM's mu tilde (eq. 7), in its own variables.
+    index = LADDER.condition(sigma).long()
+    betas = linear_betas(30)
+    abar = torch.cat([torch.ones(1, dtype=F64), torch.cumprod(1 - betas, 0)])
+    beta, now, below = (expand(part, x0) for part in (betas[index], abar[index + 1], abar[index]))
+    mu = (
+        below.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - below) * now.sqrt() * (x0 + s * noise)
+    ) / (1 - now)
+    check(MeanError(LADDER), predicts_mean(Fixed(out), LADDER), mse(out, mu))
     # NCSN: sigma^2 |s + noise / sigma|^2, with levels seen unscaled.
     unscaled = NoiseLevels(LADDER.sigma, scaled=False)
     target = sigma**2 * mse(out, -noise / s)

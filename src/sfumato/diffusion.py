@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from sfumato.gaussian import Gaussian, per_example
+
+Mass = Callable[[Gaussian, Tensor, float], Tensor]
+"""The log probability of the bin around x, element by element: of (gaussian, x, half_bin)."""
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
@@ -61,23 +65,28 @@ def level_term(x0: Tensor, x: Tensor, x0_given_x: Gaussian, sigma: Tensor, s: Te
 
 
 def decoder_term(
-    x0: Tensor, x0_given_x: Gaussian, decoder_var: Tensor | None, half_bin: float
+    x0: Tensor,
+    x0_given_x: Gaussian,
+    decoder_var: Tensor | None,
+    half_bin: float,
+    mass: Mass = Gaussian.log_mass,
 ) -> Tensor:
     """Return -log p(x0 | x_1) in nats per example, [B]: the discretised decoder of DDPM eq. (13).
 
     `half_bin` is half the distance of two neighbouring pixel values (1/255 for 8 bits); without a
-    decoder_var it is that of x0_given_x. Raises ValueError unless the variance ([] or [B], data
+    decoder_var it is that of x0_given_x. `mass` is exact or, for parity with published code,
+    `tanh_log_mass`. Raises ValueError unless the variance ([] or [B], data
     units squared) is above 0.
     """
     if decoder_var is None:
-        return -per_example(x0_given_x.log_mass(x0, half_bin))
+        return -per_example(mass(x0_given_x, x0, half_bin))
     if not (decoder_var > 0).all():
         raise ValueError(
             f"the decoder's variance must be above 0, not {float(decoder_var.min()):g}: take that "
             "of a ladder or grid (denoise.on(sigmas).decoder_var) or fit one on held-out images"
         )
     decoder = Gaussian(x0_given_x.mean, expand(decoder_var, x0))
-    return -per_example(decoder.log_mass(x0, half_bin))
+    return -per_example(mass(decoder, x0, half_bin))
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:

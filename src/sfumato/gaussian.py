@@ -64,6 +64,23 @@ class Gaussian:
         return torch.where(at_low | at_high, ends, middle)
 
 
+def tanh_log_mass(gaussian: Gaussian, x: Tensor, half_bin: float) -> Tensor:
+    """Return `log_mass` as DDPM's and OpenAI's code approximate it, for parity with their numbers.
+
+    The normal distribution function is (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2, and no
+    probability is below 1e-12: up to a hundredth of a nat off, more in the tails.
+    """
+    std = gaussian.var.sqrt()
+    upper = _tanh_cdf((x + half_bin - gaussian.mean) / std)
+    lower = _tanh_cdf((x - half_bin - gaussian.mean) / std)
+    mass = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return mass.clamp(min=1e-12).log()
+
+
+def _tanh_cdf(z: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
 def per_example(values: Tensor) -> Tensor:
     """Sum over everything but the batch: [B, *data] -> [B]."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values

@@ -1,4 +1,4 @@
-"""`sfumato ablate edm`: a paper's ablation, trained, sampled and measured by one command."""
+"""`sfumato ablate`: a paper's ablation, trained, sampled and measured by one command."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from sfumato.cli.parse import parse
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sfumato.recipes.ablation import Cell
-    from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
+    from sfumato.recipes.ablations import Ablation
+    from sfumato.recipes.run_config import RunConfig
 
 
 @dataclass(frozen=True)
 class AblateOptions:
     """Options of `sfumato ablate`."""
 
-    which: Annotated[tyro.conf.Positional[Literal["edm"]], tyro.conf.arg(metavar="edm")]
-    """edm: configurations A to F of EDM's Table 2."""
+    which: Annotated[
+        tyro.conf.Positional[Literal["edm", "ddpm", "scaling"]],
+        tyro.conf.arg(metavar="{edm,ddpm,scaling}"),
+    ]
+    """edm: configurations A to F of EDM's Table 2. ddpm: prediction, objective and variance, DDPM's
+    Table 2. scaling: width and training time, Improved DDPM's Figure 10."""
     data: str = ""
     """A folder, zip, .npy, .npz or IDX file of images, or fashion-mnist:train (built in)."""
     test: str = ""
@@ -34,17 +38,23 @@ class AblateOptions:
     images: int = 20_000
     """Training images of every configuration."""
     rows: tuple[str, ...] = ()
-    """Configurations to train, such as A F; all if not given."""
+    """Configurations to train: A to F (edm); bound-learned, bound-fixed, simple (ddpm); all if not
+    given."""
     columns: tuple[str, ...] = ()
-    """vp (DDPM++), ve (NCSN++); both if not given."""
+    """vp, ve (edm: DDPM++, NCSN++); mean, noise (ddpm: what is predicted); both if not given."""
     width: int = 16
-    """Channels of the networks at multiplier 1."""
+    """Channels of the networks at multiplier 1 (edm, ddpm)."""
+    widths: tuple[int, ...] = (8, 16, 32)
+    """The same (scaling)."""
+    levels: int = 100
+    """Noise levels of the ladder (ddpm)."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
-    """Images drawn with each."""
+    """Images drawn with each; bits per dimension are measured on as many real ones."""
     features: str = "efficientnet"
     """What looks at them; as in sfumato evaluate."""
-    out: Path = Path("runs/ablate-edm")
-    """Folder of the runs and the table; what is finished there is not done again."""
+    out: Path | None = None
+    """Folder of the runs and the table, runs/ablate-WHICH if not given; what is finished there is
+    not done again."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     threads: int = 0
@@ -63,63 +73,68 @@ def run(arguments: Sequence[str]) -> int:
     if not options.data:
         raise ConfigError("say what to train on: --data FOLDER, or --data fashion-mnist:train")
     from sfumato.cli.train import findable, train
-    from sfumato.recipes.ablation import EDM_COLUMNS, EDM_ROWS, edm_cells
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation import ablated
     from sfumato.recipes.evaluation.settings import Settings
-    from sfumato.recipes.run_config import Bookkeeping, DataConfig
+    from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 
+    ablation = _ablation(options)
+    out = options.out or Path(f"runs/ablate-{options.which}")
     settings = Settings(("fd",), n=options.n, features=options.features)
-    cells = edm_cells(options.images, options.rows, options.columns, options.width)
     data = DataConfig(
         findable(options.data), findable(options.test), options.size, layout=options.layout
     )
     bookkeeping = Bookkeeping(
-        report=False, tensorboard=False, sample_every=1_000_000_000, keep=1,
+        report=False, tensorboard=False, sample_every=1_000_000_000,
+        save_every=ablation.save_every, keep=ablation.keep,
         device=options.device, threads=options.threads,
     )  # fmt: skip
     set_threads(options.threads)
-    ablated.try_features(options.features, pick_device(options.device))
-    for number, cell in enumerate(cells, 1):
-        config = _config(cell, data, bookkeeping)
-        folder = options.out / cell.name
-        state = _state(folder, config)
+    device = pick_device(options.device)
+    ablated.try_features(options.features, device)
+    for number, (name, cell) in enumerate(ablation.runs.items(), 1):
+        config = RunConfig(cell.recipe, data, bookkeeping)
+        state = _state(out / name, config)
         if state == "finished":
             continue
-        print(f"\n{number} of {len(cells)}: {cell.name}, {EDM_ROWS[cell.row]}")
-        if (code := train(config, folder, resume=state == "begun")) != 0:
-            print(f"the same command goes on with {cell.name}")
+        about = ablation.rows[cell.row] if cell.step is None else ablation.columns[cell.column]
+        print(f"\n{number} of {len(ablation.runs)}: {name}, {about}")
+        if (code := train(config, out / name, resume=state == "begun")) != 0:
+            print(f"the same command goes on with {name}")
             return code
     found = [
-        ablated.measure(
-            options.out / cell.name, cell.row, cell.column, settings, options.test,
-            options.out / "cache", pick_device(options.device), print,
-        )
-        for cell in cells
-    ]  # fmt: skip
-    table = ablated.table_of([one for one, _ in found], EDM_ROWS, EDM_COLUMNS)
-    print("\nFréchet distance\n" + ablated.in_lines(table))
+        ablated.measure(cell, out, settings, options.test, device, print, bits=ablation.bits)
+        for cell in ablation.cells
+    ]
+    for title, table in ablated.tables_of(ablation, [one for one, _ in found]).items():
+        print(f"\n{title}\n" + ablated.in_lines(table))
+    sampler = ablation.cells[0].recipe.sampler
     facts = {
         "data": data.data,
         "measured against": data.test or "the training images",
-        "training images": f"{options.images:,} each",
+        "training images": f"{ablation.cells[0].recipe.images:,} each",
         "n": str(options.n),
         "features": options.features,
-        "sampler": "heun 18 (35 calls), karras grid",
+        "sampler": f"{sampler.solver}, {sampler.steps} steps, grid {sampler.grid}",
     }
-    about = "EDM's Table 2 at a small size; lower is nearer to the real images."
-    paths = ablated.write_ablation(
-        options.out, "EDM's configurations A to F", about, table, found, facts
-    )
-    for name, path in paths.items():
+    for name, path in ablated.write_ablation(out, ablation, found, facts).items():
         print(f"{name}: {path}")
     return 0
 
 
-def _config(cell: Cell, data: DataConfig, bookkeeping: Bookkeeping) -> RunConfig:
-    from sfumato.recipes.run_config import RunConfig
+def _ablation(options: AblateOptions) -> Ablation:
+    from sfumato.recipes.ablations import ddpm_ablation, edm_ablation, scaling
 
-    return RunConfig(cell.recipe, data, bookkeeping)
+    o = options
+    match o.which:
+        case "edm":
+            return edm_ablation(o.images, o.rows, o.columns, o.width)
+        case "ddpm":
+            return ddpm_ablation(o.images, o.rows, o.columns, o.width, o.levels)
+        case "scaling":
+            if o.rows or o.columns:
+                raise ConfigError("scaling has no --rows or --columns: choose --widths")
+            return scaling(o.images, o.widths)
 
 
 def _state(folder: Path, config: RunConfig) -> Literal["new", "begun", "finished"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,6 +27,12 @@ class LikelihoodOptions:
     """Noise levels drawn for each image, one of each stratum: unbiased."""
     all_levels: bool = False
     """Every level instead: slower, and gives the rate-distortion curve (DDPM Figure 5)."""
+    steps: int = 0
+    """Levels of a sub-sequence that the bound is taken along; 0: all of the ladder (or 1,000)."""
+    variance: Literal["zero", "unit-gaussian"] | None = None
+    """Variance of x0, DDPM's fixed small (zero) or fixed large; the recipe's if not given."""
+    tanh: bool = False
+    """The discretised decoder as DDPM's code approximates it: for parity with published numbers."""
     flow: int = 64
     """Images whose exact density is told by the probability flow, too; 0: none."""
     tolerance: float = 1e-3
@@ -74,7 +80,8 @@ def run(arguments: Sequence[str]) -> int:
     draws = 0 if options.all_levels else options.draws
     if not options.all_levels and options.draws < 1:
         raise ConfigError(f"--draws must be at least 1, not {options.draws}")
-    asked = work.Asked(options.n, draws, options.flow, options.tolerance, options.seed)
+    asked = work.Asked(options.n, draws, options.flow, options.tolerance, options.seed,
+                       options.steps, options.variance, options.tanh)  # fmt: skip
     model = load(options.run, device=device)
     for note in model.notes:
         print(f"note: {note}")
@@ -104,9 +111,10 @@ def run(arguments: Sequence[str]) -> int:
     facts = {
         "run": str(model.run),
         "weights": model.fingerprint,
+        "variance of x0": options.variance or model.recipe.variance,
         "levels": f"{len(measurer.grid)}, " + (f"{draws} drawn an image" if draws else "all"),
-        "pixels": f"{model.format.levels} values; bound: discretised Gaussian decoder; flow: "
-        "uniform dequantisation",
+        "pixels": f"{model.format.levels} values; bound: discretised Gaussian decoder"
+        f"{' (tanh)' if options.tanh else ''}; flow: uniform dequantisation",
         "flow": f"{asked.flow} images, Dormand-Prince at {asked.tolerance:g}, one Rademacher "
         f"vector; {found[0].flow_calls:.0f} network calls",
         "decoder's variance": "the ladder's" if var is None else f"{var:.4g}, fitted",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sfumato.denoiser import Clipped
-from sfumato.diffusion import add_noise, bits_per_dim, decoder_term, level_term, prior_term
+from sfumato.diffusion import Mass, add_noise, bits_per_dim, decoder_term, level_term, prior_term
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64, check_grid
 from sfumato.protocols import Denoiser
@@ -58,16 +58,18 @@ def elbo(
     noise: Noise,
     *,
     half_bin: float = 1 / 255,
+    mass: Mass = Gaussian.log_mass,
 ) -> Bound:
     """Return every term of the bound for images x0 [B, *data] in [-1, 1]: N network calls.
 
     `sigmas` is a grid as samplers walk it (a last 0 is left out), `noise` has a seed an image;
-    half_bin is half the distance of two pixel values (1/255 for 8 bits, 1/65535 for 16). Raises
+    half_bin is half the distance of two pixel values (1/255 for 8 bits, 1/65535 for 16); `mass` is
+    the decoder's, `tanh_log_mass` for parity with DDPM's code. Raises
     ValueError for pixels between those values, for a clipped denoiser, whose D is not the one the
     bound holds for, and for a grid that does not descend or leaves the trained range.
     """
     bound, grid = _bound(denoise, x0, sigmas, half_bin)
-    terms = [_term(bound, x0, grid, i, noise, half_bin) for i in range(len(grid))]
+    terms = [_term(bound, x0, grid, i, noise, half_bin, mass) for i in range(len(grid))]
     nats = torch.stack([term for term, _ in terms], 1)
     return Bound(
         grid,
@@ -88,6 +90,7 @@ def estimate_elbo(
     *,
     draws: int = 32,
     half_bin: float = 1 / 255,
+    mass: Mass = Gaussian.log_mass,
 ) -> Bound:
     """Return an unbiased estimate of the bound by `draws` levels an image: draws + 1 network calls.
 
@@ -102,7 +105,7 @@ def estimate_elbo(
     draws = min(draws, steps)
     nats = torch.zeros(len(x0), steps, dtype=F64)
     error = torch.full((len(x0), len(grid)), torch.nan, dtype=F64)
-    decoder, error[:, -1] = _term(bound, x0, grid, steps, noise, half_bin)
+    decoder, error[:, -1] = _term(bound, x0, grid, steps, noise, half_bin, mass)
     rows = torch.arange(len(x0))
     if draws:
         edges = torch.arange(draws + 1) * steps // draws
@@ -136,15 +139,16 @@ def _bound(
 
 
 def _term(
-    denoise: Denoiser, x0: Tensor, grid: Tensor, index: int, noise: Noise, half_bin: float
-) -> tuple[Tensor, Tensor]:
+    denoise: Denoiser, x0: Tensor, grid: Tensor, index: int, noise: Noise, half_bin: float,
+    mass: Mass,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The term of one level for all images, the decoder's at the last, and D's squared error."""
     if index < len(grid) - 1:
         return _terms_at(denoise, x0, grid, torch.full((len(x0),), index), noise)
     sigma = grid[-1].expand(len(x0))
     x = add_noise(x0.to(F64), sigma, _noise(noise, x0, torch.full((len(x0),), index)))
     x0_given_x = denoise(x, sigma)
-    nats = decoder_term(x0.to(F64), x0_given_x, denoise.decoder_var, half_bin)
+    nats = decoder_term(x0.to(F64), x0_given_x, denoise.decoder_var, half_bin, mass)
     return nats.cpu(), _squared(x0, x0_given_x)
 
 

@@ -136,6 +136,14 @@ class NoiseLevels:
             raise ValueError("sigma 0 has no index on the ladder")
         return index.to(F64).reshape(sigma.shape)
 
+    def below(self, sigma: Tensor) -> Tensor:
+        """Return the next lower level of each of these levels, 0 for the lowest.
+
+        Raises ValueError for a sigma that is not on the ladder.
+        """
+        index = self.condition(sigma).long()
+        return torch.where(index > 0, self.sigma[(index - 1).clamp(min=0)], 0.0)
+
     def descending(self, indices: Sequence[int] | None = None) -> Tensor:
         """Return the grid down from the highest of `indices` (default all) to 0."""
         return torch.cat([self._take(indices).flip(0), torch.zeros(1, dtype=F64)])

@@ -208,8 +208,7 @@ def predicts_mean(network: Network, levels: NoiseLevels, var: Variance = zero_va
     _needs_signal(levels, "the mean of x_{t-1}")
 
     def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:
-        index = levels.condition(sigma).long()
-        below = torch.where(index > 0, levels.sigma[(index - 1).clamp(min=0)], 0.0)
+        below = levels.below(sigma)
         keep = (below / sigma) ** 2
         return -keep / (1 - keep), 1 / (levels.scale(below) * (1 - keep))
 

@@ -17,7 +17,11 @@ from sfumato.recipes.sampler_config import SamplerConfig, refuse
 ProcessKind = Literal["edm", "ladder", "vp", "subvp", "ve", "ncsn"]
 Predicts = Literal["edm", "noise", "x0", "v", "mean", "score"]
 Betas = Literal["linear", "quadratic", "scaled-linear", "cosine", "sigmoid", "constant"]
-ObjectiveName = Literal["edm", "simple", "hybrid", "bound", "v", "x0", "min-snr"]
+ObjectiveName = Literal[
+    "edm", "simple", "hybrid", "bound", "ddim-bound", "mean", "v", "x0", "min-snr"
+]
+ON_LADDER = ("bound", "hybrid", "ddim-bound", "mean")
+"""Objectives of neighbouring levels."""
 Draws = Literal["log-normal", "levels", "loss-aware", "time", "log-uniform"]
 
 
@@ -114,7 +118,10 @@ class Recipe:
     """Variance of the reverse step: DDPM's fixed small (zero) or fixed large (unit-gaussian), a
     learned fraction between the two (Improved DDPM), or a learned one without bounds (free)."""
     objective: ObjectiveName = "edm"
-    """Weight of the loss over noise levels, or the variational bound."""
+    """Weight of the loss over noise levels, or the variational bound (DDPM's, or DDIM's J_sigma).
+    mean is the error of the mean of x_{t-1}."""
+    bound_eta: float = 1.0
+    """DDIM's eta in (0, 1] (ddim-bound)."""
     min_snr: float = 5.0
     """Largest weight of min-snr."""
     images: int = 200_000_000
@@ -150,7 +157,7 @@ def _check(recipe: Recipe) -> None:
         problems.append("predicts edm belongs to process kind edm, and only to it")
     if recipe.predicts == "mean" and not on_ladder:
         problems.append("predicts mean needs a ladder (process kind ladder or ncsn)")
-    if recipe.objective in ("bound", "hybrid") and not on_ladder:
+    if recipe.objective in ON_LADDER and not on_ladder:
         problems.append(
             f"the objective {recipe.objective} needs a ladder (process kind ladder or ncsn)"
         )
@@ -164,6 +171,8 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.objective == "hybrid" and not learns:
         problems.append("the objective hybrid teaches a variance: choose variance learned or free")
+    if not 0 < recipe.bound_eta <= 1:
+        problems.append(f"bound_eta lies in (0, 1], not {recipe.bound_eta}")
     if p.zero_terminal_snr and p.kind != "ladder":
         problems.append(f"zero_terminal_snr rescales the betas of kind ladder: {p.kind} has none")
     if p.zero_terminal_snr and recipe.predicts not in ("v", "x0"):

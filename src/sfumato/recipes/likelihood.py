@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sfumato.diffusion import bits_per_dim
 from sfumato.errors import ConfigError
+from sfumato.gaussian import Gaussian, tanh_log_mass
 from sfumato.likelihood import (
     Bound,
     Hutchinson,
@@ -50,10 +51,20 @@ class Asked:
     tolerance: float = 1e-3
     """Of the flow's adaptive steps."""
     seed: int = 0
+    steps: int = 0
+    """Levels of the bound's sub-sequence of the ladder (or grid); 0: all."""
+    variance: Literal["zero", "unit-gaussian"] | None = None
+    """Of x0, in place of the recipe's."""
+    tanh: bool = False
+    """The decoder as DDPM's code approximates it."""
 
     def __post_init__(self) -> None:
         if self.n < 2 or self.draws < 0 or self.flow < 0 or self.seed < 0:
             raise ConfigError("-n must be at least 2, --draws, --flow and --seed at least 0")
+        if self.steps < 0 or self.steps == 1:
+            raise ConfigError(
+                f"the bound needs two levels at least, and 0 means all: --steps {self.steps}"
+            )
         if not self.tolerance > 0:
             raise ConfigError(f"--tolerance must be above 0, not {self.tolerance}")
 
@@ -116,9 +127,15 @@ class Measurer:
         self.half_bin = 1 / (levels - 1)
         limits = model.denoiser.range
         if limits.levels is not None:
-            self.grid = limits.levels.flip(0)
+            total = len(limits.levels)
+            if asked.steps > total:
+                raise ConfigError(f"this model's ladder has {total} levels, not {asked.steps}")
+            # Both ends belong to it: the prior is matched at the highest, the decoder at the first.
+            chosen = torch.linspace(0, total - 1, asked.steps or total, dtype=F64).round().long()
+            self.grid = limits.levels[chosen].flip(0)
         else:
-            self.grid = geometric(LEVELS, limits.low, limits.high)[:-1]
+            self.grid = geometric(asked.steps or LEVELS, limits.low, limits.high)[:-1]
+        self.mass = tanh_log_mass if asked.tanh else Gaussian.log_mass
         self.decoder_var: float | None = None
 
     def fit(self, images: ImageSet) -> float | None:
@@ -169,10 +186,11 @@ class Measurer:
         x0 = x0.to(self.model.device)
         if self.asked.draws:
             bound = estimate_elbo(
-                denoise, x0, self.grid, noise, draws=self.asked.draws, half_bin=self.half_bin
-            )
+                denoise, x0, self.grid, noise,
+                draws=self.asked.draws, half_bin=self.half_bin, mass=self.mass,
+            )  # fmt: skip
         else:
-            bound = elbo(denoise, x0, self.grid, noise, half_bin=self.half_bin)
+            bound = elbo(denoise, x0, self.grid, noise, half_bin=self.half_bin, mass=self.mass)
         packed = [bound.prior[:, None], bound.levels, bound.decoder[:, None], bound.error]
         shelf.put(number, torch.cat(packed, 1).numpy())
         return bound
@@ -207,7 +225,9 @@ class Measurer:
     ) -> Adapted:
         """The model's denoiser, told the classes of these images."""
         model = self.model
-        denoise = build.adapt(model.recipe, model.network, interpolate=interpolate)
+        denoise = build.adapt(
+            model.recipe, model.network, interpolate=interpolate, variance=self.asked.variance
+        )
         if self.decoder_var is not None:
             denoise = replace(denoise, fixed_decoder_var=self.decoder_var)
         if not model.classes:
@@ -232,6 +252,9 @@ class Measurer:
             "how": how,
             "seed": self.asked.seed,
             "decoder": self.decoder_var or 0.0,
+            "grid": [float(level) for level in self.grid[:2]] + [len(self.grid)],
+            "variance": self.asked.variance or "",
+            "tanh": self.asked.tanh,
         }
 
 

@@ -10,7 +10,18 @@ from sfumato.training.ema import Constant, HalfLife
 from sfumato.training.loss_aware import LossAware
 from sfumato.training.muon import Muon
 from sfumato.training.noise_sampling import LogNormal, LogUniform, UniformLevels, UniformTime
-from sfumato.training.objectives import EDM, Bound, Hybrid, MinSNR, Objective, PlainX0, Simple, V
+from sfumato.training.objectives import (
+    EDM,
+    Bound,
+    DDIMBound,
+    Hybrid,
+    MeanError,
+    MinSNR,
+    Objective,
+    PlainX0,
+    Simple,
+    V,
+)
 from sfumato.training.optimizer import (
     Adam,
     CosineDecay,
@@ -36,11 +47,20 @@ def objective_of(recipe: Recipe, half_bin: float) -> Objective:
             return PlainX0()
         case "min-snr":
             return MinSNR(recipe.min_snr)
-        case "bound" | "hybrid":
-            levels = process_of(recipe.process)
-            assert isinstance(levels, NoiseLevels)
-            bound = Bound(levels, half_bin)
-            return bound if recipe.objective == "bound" else Hybrid(bound)
+        case "bound":
+            return Bound(_ladder(recipe), half_bin)
+        case "hybrid":
+            return Hybrid(Bound(_ladder(recipe), half_bin))
+        case "ddim-bound":
+            return DDIMBound(_ladder(recipe), recipe.bound_eta)
+        case "mean":
+            return MeanError(_ladder(recipe))
+
+
+def _ladder(recipe: Recipe) -> NoiseLevels:
+    levels = process_of(recipe.process)
+    assert isinstance(levels, NoiseLevels)
+    return levels
 
 
 def distribution_of(

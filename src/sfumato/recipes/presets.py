@@ -138,10 +138,13 @@ def _tiny(recipe: Recipe) -> Recipe:
     sampler = replace(recipe.sampler, batch=64)
     if sampler.grid != "all" and sampler.solver != "ancestral":
         sampler = replace(sampler, steps=min(sampler.steps, 18))
+    # Loss-aware draws wait for ten losses of every level: 4,000 levels are half of a short run.
+    process = replace(recipe.process, steps=min(recipe.process.steps, 1000))
     return replace(
         recipe,
         name=recipe.name + "-tiny",
         network=network,
+        process=process,
         optimizer=OptimizerConfig(
             kind="muon",
             learning_rate=3e-3,

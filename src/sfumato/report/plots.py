@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, SKY, PINK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
 INK, SOFT, FAINT = "#33302c", "#8a847c", "#e6e1da"
+_COLOURS = (BLUE, ORANGE, GREEN, SKY, PINK, INK, SOFT)
 
 
 def training_curve(images: ArrayLike, loss: ArrayLike) -> bytes:
@@ -67,11 +69,10 @@ def quality_by_calls(
     figure, axes = _new_figure(6.4, 4.0)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    colours = (BLUE, ORANGE, GREEN, SKY, PINK, INK, SOFT)
     markers = "os^Dv<>"
     for index, (name, points) in enumerate(series.items()):
         calls, values = zip(*sorted(points), strict=True)
-        colour, marker = colours[index % 7], markers[index // 7 % 7]
+        colour, marker = _COLOURS[index % 7], markers[index // 7 % 7]
         axes.plot(
             calls, values, linewidth=1.8, markersize=4.5, label=name, color=colour, marker=marker
         )
@@ -84,6 +85,19 @@ def quality_by_calls(
     return _svg(figure)
 
 
+def by_training_time(series: Mapping[str, Sequence[tuple[float, float]]], measure: str) -> bytes:
+    """SVG of a measure of each named network against the seconds it was trained, logarithmic."""
+    figure, axes = _new_figure(6.4, 3.6)
+    axes.set_xscale("log")
+    for colour, (name, points) in zip(cycle(_COLOURS), series.items(), strict=False):
+        axes.plot(*zip(*sorted(points), strict=True), label=name, color=colour, marker="o",
+                  linewidth=1.8, markersize=4.5)  # fmt: skip
+    axes.set_xlabel("training time, seconds")
+    axes.set_ylabel(measure)
+    _legend(axes)
+    return _svg(figure)
+
+
 def truncation_by_level(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> bytes:
@@ -91,7 +105,6 @@ def truncation_by_level(
     figure, axes = _new_figure(6.4, 4.0)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    colours = (BLUE, ORANGE, GREEN, SKY, PINK, INK, SOFT)
     kinds = list(dict.fromkeys(name.partition(",")[0] for name in series))
     shades = list(dict.fromkeys(name.partition(",")[2] for name in series))
     for name, (sigmas, errors) in series.items():
@@ -101,7 +114,7 @@ def truncation_by_level(
             errors,
             label=name,
             linewidth=1.6,
-            color=colours[shades.index(shade) % 7],
+            color=_COLOURS[shades.index(shade) % 7],
             linestyle=("-", "--", ":")[kinds.index(kind) % 3],
         )
     axes.set_xlabel("noise level σ where the step starts")

@@ -13,6 +13,7 @@ the mean squared error of D in data units; w = 1 / sigma^2 is the signal-to-nois
 | `EDM`             | (sigma^2 + sd^2) / (sigma sd)^2 | EDM's F                               |
 | `ContinuousBound` | 1 / (sigma^2 p(ln sigma))       | (the bound in continuous time)        |
 | `DDIMBound`       | T gamma_t / sigma^2             | (DDIM's J_sigma)                      |
+| `MeanError`       | ((1 - k) scale(s))^2            | the mean of x_{t-1} (DDPM's mu tilde) |
 """
 
 from __future__ import annotations
@@ -235,12 +236,26 @@ class DDIMBound(Weighted):
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Return T times the weight of the mean squared error at levels [*] of the ladder."""
-        index = self.levels.condition(sigma).long()
-        s = torch.where(index > 0, self.levels.sigma[(index - 1).clamp(min=0)], 0.0)
+        s = self.levels.below(sigma)
         v = self.eta**2 * s**2 * (1 - (s / sigma) ** 2)
         first = self.eta**2 * first_decoder_var(self.levels.sigma[0], self.levels.sigma[1])
         inner = (1 - (s**2 - v).clamp(min=0).sqrt() / sigma) ** 2 / (2 * v.clamp(min=1e-300))
-        return len(self.levels) * torch.where(index > 0, inner, 1 / (2 * first))
+        return len(self.levels) * torch.where(s > 0, inner, 1 / (2 * first))
+
+
+@dataclass(frozen=True, eq=False)
+class MeanError(Weighted):
+    """The error of the mean of x_{t-1} as a network on a ladder sees it (DDPM Table 2, first row).
+
+    With s the level below sigma and k = (s / sigma)^2. Sigmas must lie on the ladder.
+    """
+
+    levels: NoiseLevels
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return ((1 - k) scale(s))^2; for DDPM abar_{t-1} beta_t^2 / (1 - abar_t)^2."""
+        s = self.levels.below(sigma)
+        return ((1 - (s / sigma) ** 2) * self.levels.scale(s)) ** 2
 
 
 def normalised(error: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

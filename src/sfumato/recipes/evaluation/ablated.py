@@ -1,71 +1,92 @@
-"""The trained cells of an ablation, measured alike, as a table in the paper's shape."""
+"""The trained cells of an ablation, measured alike, as tables in the paper's shape."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
+from sfumato.errors import MissingExtraError
 from sfumato.files import write_bytes
+from sfumato.recipes.ablations import Ablation, Cell
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import compare
 from sfumato.recipes.evaluation.job import Places, of_run
 from sfumato.recipes.evaluation.outcome import number
 from sfumato.recipes.evaluation.processes import Processes
-from sfumato.recipes.evaluation.sets import pixels
+from sfumato.recipes.evaluation.sets import Drawn, ImageSet, pixels
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial
 from sfumato.recipes.evaluation.workbench import Workbench
-from sfumato.recipes.model import load
+from sfumato.recipes.likelihood import Asked, Mean, Measurer
+from sfumato.recipes.model import Model
+from sfumato.report import plots
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Picture, Report
+from sfumato.solvers.cost import evaluations
+from sfumato.training.checkpoint import read_description
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell's Fréchet distance with its standard error, and how it was trained."""
+    """A cell's numbers, and how it was trained."""
 
     row: str
     column: str
     frechet: float
     error: float | None
+    """One standard error."""
+    bits: Mean | None
+    """The bound of real images in bits per dimension, where asked for."""
     parameters: int
     images: int
     seconds: float
+    """Of its training so far."""
 
 
 def measure(
-    folder: Path, row: str, column: str, settings: Settings, test: str, cache: Path, device: str,
-    say: Callable[[str], None],
+    cell: Cell, out: Path, settings: Settings, test: str, device: str,
+    say: Callable[[str], None], *, bits: bool,
 ) -> tuple[Measured, torch.Tensor]:  # fmt: skip
     """Measure one trained cell; also return its first images [n, C, H, W] in [-1, 1]."""
-    task = of_run(str(folder), settings, Places(folder, cache), test=test, device=device)
-    reference = task.real_images()
-    model = load(folder, device=device)
+    run = out / cell.run
+    path = run if cell.step is None else run / "checkpoints" / f"{cell.step:08d}"
+    task = of_run(str(path), settings, Places(run, out / "cache"), test=test, device=device)
+    reference, (sample, *_) = task.real_images(), task.samples
+    assert isinstance(sample, Drawn)
+    model = sample.model
     sampler = model.recipe.sampler
-    trial = Trial(f"{row} {column}", 2 * sampler.steps - 1, sampler)
+    calls = evaluations(model.solver(sampler), len(model.grid(sampler)) - 1)
+    trial = Trial(f"{cell.row} {cell.column}", calls, sampler)
     ((result, drawn),) = compare(
         model, [trial], reference, settings, task.cache, device=device, say=say
     )
     assert result.frechet is not None
-    parameters = sum(p.numel() for p in model.network.parameters())
     assert model.path is not None
-    seconds = _seconds(model.path)
     found = Measured(
-        row, column, result.frechet, result.error, parameters, model.images_seen, seconds
+        cell.row,
+        cell.column,
+        result.frechet,
+        result.error,
+        _bits(model, reference, settings, task.cache) if bits else None,
+        sum(p.numel() for p in model.network.parameters()),
+        model.images_seen,
+        float(read_description(model.path)["describe"]["seconds"]),
     )
     return found, pixels(drawn, 0)[:_SHOWN]
 
 
-def _seconds(checkpoint: Path) -> float:
-    from sfumato.training.checkpoint import read_description
-
-    return float(read_description(checkpoint)["describe"]["seconds"])
+def _bits(model: Model, images: ImageSet, settings: Settings, cache: Cache) -> Mean:
+    measurer = Measurer(model, Asked(settings.n, flow=0, seed=settings.seed), cache)
+    measurer.fit(images)
+    with tqdm(total=measurer.total(images), desc="bound", unit="image", leave=False) as bar:
+        return measurer.measure(images, bar.update).rows()["bound"]
 
 
 def try_features(words: str, device: str) -> None:
@@ -76,21 +97,28 @@ def try_features(words: str, device: str) -> None:
         ).extractor(words)
 
 
-def table_of(
-    found: Sequence[Measured], rows: Mapping[str, str], columns: Mapping[str, str]
+def tables_of(ablation: Ablation, found: Sequence[Measured]) -> dict[str, list[list[str]]]:
+    """Return what was measured by its name: each table's cells as text, the header first."""
+    made = {"Fréchet distance": _table(ablation, found, _distance)}
+    if ablation.bits:
+        made["Bits per dimension (bound)"] = _table(ablation, found, lambda one: str(one.bits))
+    return made
+
+
+def _table(
+    ablation: Ablation, found: Sequence[Measured], words: Callable[[Measured], str]
 ) -> list[list[str]]:
-    """Return the table's cells as text, the header first."""
-    cells = {(one.row, one.column): one for one in found}
-    shown = [column for column in columns if any(one.column == column for one in found)]
-    lines = [["", "training configuration", *(columns[column] for column in shown)]]
-    for row, text in rows.items():
+    cells = {(one.row, one.column): words(one) for one in found}
+    shown = [c for c in ablation.columns if any(one.column == c for one in found)]
+    lines = [["", "training configuration", *(ablation.columns[column] for column in shown)]]
+    for row, text in ablation.rows.items():
         values = [cells.get((row, column)) for column in shown]
         if any(values):
-            lines.append([row, text, *("-" if v is None else _in_words(v) for v in values)])
+            lines.append([row, text, *(value or "-" for value in values)])
     return lines
 
 
-def _in_words(one: Measured) -> str:
+def _distance(one: Measured) -> str:
     return number(one.frechet) + ("" if one.error is None else f" ± {one.error:.2g}")
 
 
@@ -104,22 +132,24 @@ def in_lines(table: Sequence[Sequence[str]]) -> str:
 
 
 def write_ablation(
-    out: Path,
-    title: str,
-    about: str,
-    table: Sequence[Sequence[str]],
-    found: Sequence[tuple[Measured, torch.Tensor]],
-    facts: Mapping[str, str],
-) -> dict[str, Path]:
+    out: Path, ablation: Ablation, found: Sequence[tuple[Measured, torch.Tensor]],
+    facts: dict[str, str],
+) -> dict[str, Path]:  # fmt: skip
     """Write ablation.json and ablation.html; return their paths."""
     paths = {"JSON": out / "ablation.json", "page": out / "ablation.html"}
-    kept = {"cells": [asdict(one) for one, _ in found], "facts": dict(facts)}
+    measured = [one for one, _ in found]
+    kept = {"cells": [asdict(one) for one in measured], "facts": facts}
     write_bytes(paths["JSON"], json.dumps(kept, indent=1, ensure_ascii=False).encode())
-    page = Report(title, "", kind="Sfumato · ablation")
-    page.section("Fréchet distance", about)
-    page.table(table[1:], table[0])
+    page = Report(ablation.title, "", kind="Sfumato · ablation")
+    about = ablation.about
+    for name, table in tables_of(ablation, measured).items():
+        page.section(name, about)
+        page.table(table[1:], table[0])
+        about = "The bound on the same real images; ± is half its 95 % interval over them."
+    if ablation.save_every:
+        _curves(page, ablation, measured)
     page.section("Pictures", "The same seeds in every row.")
-    for column in dict.fromkeys(one.column for one, _ in found):
+    for column in dict.fromkeys(one.column for one in measured):
         rows = [(one.row, shown) for one, shown in found if one.column == column]
         grid = image_grid(torch.cat([shown for _, shown in rows]), columns=len(rows[0][1]))
         caption = f"{column}; from above: {', '.join(row for row, _ in rows)}"
@@ -129,11 +159,28 @@ def write_ablation(
         [
             (f"{one.row} {one.column}", f"{one.parameters:,}", f"{one.images:,}",
              f"{one.seconds:.0f}")
-            for one, _ in found
+            for one in measured
         ],
         ("cell", "parameters", "images", "seconds"),
     )  # fmt: skip
     page.section("Provenance")
-    page.facts(dict(facts))
+    page.facts(facts)
     page.write(paths["page"])
     return paths
+
+
+def _curves(page: Report, ablation: Ablation, found: Sequence[Measured]) -> None:
+    measures: dict[str, Callable[[Measured], float]] = {"Fréchet distance": lambda one: one.frechet}
+    if ablation.bits:
+        measures["bits per dimension"] = lambda one: one.bits.bits if one.bits else float("nan")
+    page.section("By training time")
+    try:
+        for name, value in measures.items():
+            series = {
+                words: [(one.seconds, value(one)) for one in found if one.column == column]
+                for column, words in ablation.columns.items()
+                if any(one.column == column for one in found)
+            }
+            page.figure(plots.by_training_time(series, name), "", f"{name} by training time")
+    except MissingExtraError:
+        page.missing("The plots", "matplotlib", "train")

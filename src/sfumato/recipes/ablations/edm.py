@@ -1,18 +1,17 @@
-"""Ablations of the papers as lists of recipes, at a size that a CPU trains in minutes.
+"""EDM's Table 2: from Score-SDE's training (A) step by step to EDM's (F).
 
-EDM's Table 2: from Score-SDE's training (A) step by step to EDM's (F), for the VP formulation with
-the DDPM++ network and for VE with NCSN++, all sampled by EDM's deterministic sampler. What the
-paper counts in images of its long training (ramps, averages) keeps its share of the short one;
-batch sizes are a sixteenth of the paper's.
+For the VP formulation with the DDPM++ network and for VE with NCSN++, all sampled by EDM's
+deterministic sampler. What the paper counts in images of its long training (ramps, averages) keeps
+its share of the short one; batch sizes are a sixteenth of the paper's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from sfumato.errors import ConfigError
 from sfumato.networks.config import UNetConfig
+from sfumato.recipes.ablations.table import Ablation, Cell, check_length, known
 from sfumato.recipes.config import EmaConfig, NoiseConfig, OptimizerConfig, ProcessConfig, Recipe
 from sfumato.recipes.presets import recipe
 from sfumato.recipes.sampler_config import SamplerConfig
@@ -31,35 +30,22 @@ _LATER_BATCH = 32
 _EDM_LENGTH, _SDE_LENGTH = 200e6, 1.3e6 * 128
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One entry of the table: `row` of it in `column`, and the recipe that is trained for it."""
-
-    row: str
-    column: str
-    recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        """Such as "A-vp"."""
-        return f"{self.row}-{self.column}"
-
-
-def edm_cells(
+def edm_ablation(
     images: int, rows: Sequence[str] = (), columns: Sequence[str] = (), width: int = 16
-) -> list[Cell]:
+) -> Ablation:
     """Return EDM's configurations, each trained on so many images, with networks of `width`.
 
     Raises ConfigError for rows or columns that the table lacks.
     """
-    if images < 1:
-        raise ConfigError(f"--images must be at least 1, not {images}")
-    chosen = _known(rows, EDM_ROWS, "row"), _known(columns, EDM_COLUMNS, "column")
-    return [
-        Cell(row, column, _edm_recipe(row, column, images, width))
+    check_length(images)
+    chosen = known(rows, EDM_ROWS, "row"), known(columns, EDM_COLUMNS, "column")
+    cells = [
+        Cell(row, column, _edm_recipe(row, column, images, width), f"{row}-{column}")
         for row in chosen[0]
         for column in chosen[1]
     ]
+    about = "EDM's Table 2 at a small size; lower is nearer to the real images."
+    return Ablation("EDM's configurations A to F", about, EDM_ROWS, EDM_COLUMNS, cells)
 
 
 def _edm_recipe(row: str, column: str, images: int, width: int) -> Recipe:
@@ -110,10 +96,3 @@ def _sampler(column: str, row: str) -> SamplerConfig:
         solver="heun", grid="karras", steps=18,
         sigma_min=0.002 if vp else None, sigma_max=80.0 if vp else None,
     )  # fmt: skip
-
-
-def _known(asked: Sequence[str], known: dict[str, str], what: str) -> list[str]:
-    """The asked ones in the table's order, all if none are asked."""
-    if unknown := [name for name in asked if name not in known]:
-        raise ConfigError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
-    return [name for name in known if name in asked or not asked]

@@ -195,7 +195,7 @@ def test_the_bound_is_ddpms_equation_16(gain: float, extra: float) -> None:
     There q knows nothing of x0: on Gaussian data it is the joint distribution's regression.
     """
     grid = ladder(6)
-    bin_, last_var, prior_var = 1e-5, 3e-4, 20_000.0
+    bin_, last_var, prior_var = 2e-6, 3e-4, 20_000.0
     nodes, weights = np.polynomial.hermite_e.hermegauss(9)  # exact: all is quadratic
     weights = torch.from_numpy(np.outer(weights, weights).ravel() / weights.sum() ** 2)
     x0, noise = (torch.from_numpy(part.ravel()) for part in np.meshgrid(STD * nodes, nodes))

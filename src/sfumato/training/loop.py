@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sfumato.errors import DataError
 from sfumato.randomness import derive_seed
 from sfumato.training.guard import Guard
-from sfumato.training.loss_aware import LossAware
+from sfumato.training.loss_aware import LossAware, of_all_processes
 from sfumato.training.noise_sampling import draw
 from sfumato.training.optimizer import clip_gradients, gradient_norm
 from sfumato.training.plan import Plan
@@ -202,7 +202,7 @@ def _gradients(state: TrainState, batch: ImageBatch, plan: Plan) -> tuple[float,
     )
     state.statistics = state.statistics.seen(sigma, torch.tensor(error, dtype=sigma.dtype))
     if isinstance(plan.noise, LossAware) and state.history is not None:
-        found = plan.noise.index(sigma), torch.tensor(value, dtype=sigma.dtype)
+        found = of_all_processes(plan.noise.index(sigma), torch.tensor(value, dtype=sigma.dtype))
         state.history = state.history.seen(*found)
     return loss_value, norm_value
 

@@ -19,7 +19,7 @@ from oracles import GaussianOracle, Mixture
 from sfumato.denoiser import Clipped
 from sfumato.diffusion import decoder_term, level_term, prior_term
 from sfumato.gaussian import Gaussian, tanh_log_mass
-from sfumato.likelihood import elbo, estimate_elbo, rate_distortion
+from sfumato.likelihood import bound_grid, elbo, estimate_elbo, rate_distortion
 from sfumato.noise import NoiseLevels, geometric, linear_betas
 from sfumato.randomness import noise_for
 
@@ -170,6 +170,22 @@ def test_one_level_is_prior_and_decoder() -> None:
     bound = elbo(known(), x0, [HIGH], noise_for(0, 2), half_bin=HALF)
     assert bound.levels.shape == (2, 0)
     torch.testing.assert_close(bound.total, bound.prior + bound.decoder)
+
+
+def test_few_levels_lie_evenly_in_log_sigma() -> None:
+    limits = NoiseLevels.from_betas(linear_betas(1000)).range
+    assert limits.levels is not None
+    grid = bound_grid(limits, 12)
+    assert float(grid[0]) == limits.high
+    assert float(grid[-1]) == limits.low
+    assert all(bool((limits.levels == level).any()) for level in grid)
+    ratios = grid[:-1] / grid[1:]
+    even = (limits.high / limits.low) ** (1 / 11)
+    # Low on DDPM's ladder the next level is 1.5 times as high.
+    assert ratios.log().mean() == pytest.approx(math.log(even), rel=0.1)
+    assert ((ratios / even).log().abs() < 0.35).all()
+    with pytest.raises(ValueError, match="two levels at least, not 1"):
+        bound_grid(limits, 1)
 
 
 def test_rate_and_distortion_of_gaussian_data() -> None:

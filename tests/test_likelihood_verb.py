@@ -140,7 +140,10 @@ def test_a_sub_sequence_another_variance_and_the_published_decoder(
     noise = Noise(tuple(derive_seed(0, "bound", i) for i in range(12)))
     levels = model.denoiser.range.levels
     assert levels is not None
-    grid = levels[[0, 10, 19, 29]].flip(0)  # 9.67 and 19.33 rounded, both ends
+    even = torch.linspace(float(levels[0].log()), float(levels[-1].log()), 4, dtype=F64)
+    nearest = (levels.log()[:, None] - even).abs().argmin(0)
+    assert (nearest.diff() > 0).all()
+    grid = levels[nearest].flip(0)
     large = replace(model.denoiser, variance=unit_gaussian)
     truths = {
         (): elbo(model.denoiser, x0, grid, noise),

@@ -28,7 +28,8 @@ class LikelihoodOptions:
     all_levels: bool = False
     """Every level instead: slower, and gives the rate-distortion curve (DDPM Figure 5)."""
     steps: int = 0
-    """Levels of a sub-sequence that the bound is taken along; 0: all of the ladder (or 1,000)."""
+    """Levels the bound is taken along, in geometric progression, rounded to a ladder's; 0: all of
+    the ladder (1,000 without one)."""
     variance: Literal["zero", "unit-gaussian"] | None = None
     """Variance of x0, DDPM's fixed small (zero) or fixed large; the recipe's if not given."""
     tanh: bool = False

@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato.denoiser import Clipped
 from sfumato.diffusion import Mass, add_noise, bits_per_dim, decoder_term, level_term, prior_term
 from sfumato.gaussian import Gaussian
-from sfumato.noise import F64, check_grid
+from sfumato.noise import F64, NoiseRange, check_grid, geometric
 from sfumato.protocols import Denoiser
 from sfumato.randomness import Noise, Purpose
 
@@ -48,6 +48,18 @@ class Bound:
     def bits_per_dim(self) -> Tensor:
         """The bound in bits per dimension, [B]."""
         return bits_per_dim(self.total, self.dimensions)
+
+
+def bound_grid(limits: NoiseRange, steps: int) -> Tensor:
+    """Return levels to take the bound along: both ends, and the rest in geometric progression.
+
+    On a ladder they are rounded to its levels, so there may be fewer. Steps even in log sigma need
+    few levels for a bound near the whole ladder's; even in the ladder's index they need most of it.
+    Raises ValueError for fewer than two.
+    """
+    if steps < 2:
+        raise ValueError(f"the bound needs two levels at least, not {steps}")
+    return limits.snap(geometric(steps, limits.low, limits.high)[:-1]).unique().flip(0)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from sfumato.gaussian import Gaussian, tanh_log_mass
 from sfumato.likelihood import (
     Bound,
     Hutchinson,
+    bound_grid,
     dequantise,
     elbo,
     estimate_elbo,
@@ -25,7 +26,7 @@ from sfumato.likelihood import (
     flow_log_prob,
 )
 from sfumato.likelihood.flow import discrete_nats
-from sfumato.noise import F64, geometric
+from sfumato.noise import F64
 from sfumato.parameterization import Adapted
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
@@ -52,7 +53,7 @@ class Asked:
     """Of the flow's adaptive steps."""
     seed: int = 0
     steps: int = 0
-    """Levels of the bound's sub-sequence of the ladder (or grid); 0: all."""
+    """Levels of the bound in geometric progression (rounded to a ladder's); 0: all of a ladder."""
     variance: Literal["zero", "unit-gaussian"] | None = None
     """Of x0, in place of the recipe's."""
     tanh: bool = False
@@ -126,15 +127,14 @@ class Measurer:
         self.model, self.asked, self.cache = model, asked, cache
         self.half_bin = 1 / (levels - 1)
         limits = model.denoiser.range
-        if limits.levels is not None:
-            total = len(limits.levels)
-            if asked.steps > total:
-                raise ConfigError(f"this model's ladder has {total} levels, not {asked.steps}")
-            # Both ends belong to it: the prior is matched at the highest, the decoder at the first.
-            chosen = torch.linspace(0, total - 1, asked.steps or total, dtype=F64).round().long()
-            self.grid = limits.levels[chosen].flip(0)
-        else:
-            self.grid = geometric(asked.steps or LEVELS, limits.low, limits.high)[:-1]
+        if limits.levels is not None and asked.steps > len(limits.levels):
+            raise ConfigError(
+                f"this model's ladder has {len(limits.levels)} levels, not {asked.steps}"
+            )
+        every = limits.levels if not asked.steps else None
+        self.grid = (
+            every.flip(0) if every is not None else bound_grid(limits, asked.steps or LEVELS)
+        )
         self.mass = tanh_log_mass if asked.tanh else Gaussian.log_mass
         self.decoder_var: float | None = None
 

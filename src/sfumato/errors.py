@@ -19,6 +19,10 @@ class ConfigError(SfumatoError):
     """A recipe, option or class name that does not exist or does not fit the others."""
 
 
+class CodecError(SfumatoError):
+    """A compressed file that is damaged, or a model that it does not belong to."""
+
+
 class MissingExtraError(SfumatoError):
     """An optional dependency is needed that the core install leaves out."""
 

@@ -48,7 +48,7 @@ class AblateOptions:
     """The same (scaling)."""
     levels: int = 100
     """Noise levels of the ladder (ddpm)."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 500
     """Images drawn with each; bits per dimension are measured on as many real ones."""
     features: str = "efficientnet"
     """What looks at them; as in sfumato evaluate."""

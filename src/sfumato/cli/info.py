@@ -21,7 +21,7 @@ class InfoOptions:
     """Options of `sfumato info`."""
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
-    """A run's folder, a checkpoint folder, or images (folder, zip, array, IDX)."""
+    """A run's folder, a checkpoint folder, images (folder, zip, array, IDX), or a .sfu file."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,6 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if path.is_dir() and (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path} looks like a run, but its config.toml is missing")
+    if path.is_file() and _print_compressed(path):
+        return 0
     from sfumato.data.pixels import UnknownRangeError, range_option
     from sfumato.data.sources import class_names, open_images
 
@@ -52,6 +54,32 @@ def run(arguments: Sequence[str]) -> int:
         if not (path.is_dir() or path.suffix.lower() == ".zip") or not _print_mixture(path):
             raise
     return 0
+
+
+def _print_compressed(path: Path) -> bool:
+    """Print what a compressed file holds; False for a file of another kind."""
+    from sfumato.codec.container import MAGIC, Container
+
+    data = path.read_bytes() if path.suffix == ".sfu" else path.open("rb").read(len(MAGIC))
+    if path.suffix != ".sfu" and data != MAGIC:
+        return False
+    header = Container.from_bytes(path.read_bytes()).header
+    channels, height, width = header.shape
+    values = header.count * channels * height * width
+    size = path.stat().st_size
+    rows = {
+        "file": f"{path}, {size:,} bytes, {header.kind}",
+        "images": f"{header.count:,} of {channels} x {height} x {width} {header.dtype}",
+        "bits": f"{8 * size / values:.3f} a value",
+        "model": f"{header.model.hex()} (sfumato decompress RUN tells whether RUN is it)",
+        "coded": f"{header.levels} levels, {min(header.batch, header.count)} streams, "
+        f"{header.threads} threads",
+    }
+    if header.raw:
+        rows["kept as is"] = f"{len(header.raw)} images"
+    for name, value in rows.items():
+        print(f"{name:<12} {value}")
+    return True
 
 
 def _print_classes(names: tuple[str, ...]) -> None:

@@ -1,0 +1,184 @@
+"""The file: a header that says what is needed to decode it, then streams of bits, then a checksum.
+
+docs/codec.md describes the format byte by byte. Reading trusts nothing: every length is checked
+before it is used, and a checksum over everything comes first.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from sfumato.errors import CodecError
+
+MAGIC = b"\x89SFU"
+VERSION = 1
+KINDS = ("lossless",)
+_SMALLEST = len(MAGIC) + 1 + 4
+_MOST = 2**40
+_DTYPES = ("uint8", "uint16")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a decoder has to know.
+
+    `model` (8 bytes) and `probe` (4 bytes) are hashes of the weights and of what they answered on
+    the coding machine; `top` is the highest pixel value above `low`, `levels` and `highest` choose
+    the noise levels, `batch` images are asked about at once, on `threads` threads. `raw` are the
+    places of images that are kept as they are.
+    """
+
+    kind: str
+    model: bytes
+    probe: bytes
+    shape: tuple[int, int, int]
+    dtype: str
+    low: int
+    top: int
+    count: int
+    levels: int
+    highest: int
+    batch: int
+    threads: int
+    raw: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no encoder writes."""
+        whole = (*self.shape, self.top, self.count, self.batch, self.threads, self.highest)
+        good = (
+            self.kind in KINDS
+            and self.dtype in _DTYPES
+            and len(self.model) == 8
+            and len(self.probe) == 4
+            and min(whole) >= 1
+            and 2 <= self.levels <= 65_536
+            and max(self.batch, self.threads) <= 1024
+            and self.count <= 2**24
+            and self.low >= 0
+            and self.low + self.top < 2 ** (8 if self.dtype == "uint8" else 16)
+            and all(a < b for a, b in zip(self.raw, self.raw[1:], strict=False))
+            and (not self.raw or (self.raw[0] >= 0 and self.raw[-1] < self.count))
+        )
+        if not good:
+            raise CodecError("this file's header makes no sense: it is damaged")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A header, and as many sections of bytes as its kind has."""
+
+    header: Header
+    sections: Sequence[bytes]
+
+    def to_bytes(self) -> bytes:
+        """Return the file."""
+        h = self.header
+        out = bytearray(MAGIC)
+        out.append(VERSION)
+        out.append(KINDS.index(h.kind))
+        out.append(_DTYPES.index(h.dtype))
+        out += h.model + h.probe
+        numbers = [*h.shape, h.low, h.top, h.count, h.levels, h.highest, h.batch, h.threads]
+        numbers += [len(h.raw), *_gaps(h.raw), len(self.sections), *map(len, self.sections)]
+        for number in numbers:
+            out += _varint(number)
+        for section in self.sections:
+            out += section
+        return bytes(out + zlib.crc32(out).to_bytes(4, "little"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a file; CodecError says what is wrong with it."""
+        if not data:
+            raise CodecError("this file is empty")
+        if data[: len(MAGIC)] != MAGIC[: len(data)]:
+            raise CodecError("this is no file of sfumato compress: it does not begin like one")
+        if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
+            raise CodecError(
+                f"this file is of format {data[len(MAGIC)]}, and this sfumato reads up to "
+                f"{VERSION}: update sfumato"
+            )
+        if len(data) < _SMALLEST or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise CodecError(
+                "this file is damaged: its checksum is another's. Was it copied whole, and as "
+                "binary?"
+            )
+        reader = _Reader(data[:-4], len(MAGIC) + 1)
+        kind, dtype = reader.choice(KINDS), reader.choice(_DTYPES)
+        model, probe = reader.take(8), reader.take(4)
+        c, h, w, low, top, count, levels, highest, batch, threads = (
+            reader.number() for _ in range(10)
+        )
+        raw, place = list[int](), -1
+        for _ in range(reader.count()):
+            place += 1 + reader.number()
+            raw.append(place)
+        lengths = [reader.number() for _ in range(reader.count())]
+        sections = [reader.take(length) for length in lengths]
+        reader.end()
+        header = Header(
+            kind, model, probe, (c, h, w), dtype, low, top, count, levels, highest, batch, threads,
+            tuple(raw),
+        )  # fmt: skip
+        return cls(header, sections)
+
+
+class _Reader:
+    """Bytes, read one thing after another."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self._data, self._place = data, place
+
+    def take(self, count: int) -> bytes:
+        """The next so many."""
+        if count > len(self._data) - self._place:
+            raise CodecError("this file is damaged: it ends too early")
+        self._place += count
+        return self._data[self._place - count : self._place]
+
+    def choice(self, of: Sequence[str]) -> str:
+        """A byte that is the place of a word."""
+        place = self.take(1)[0]
+        if place >= len(of):
+            raise CodecError(f"this file holds something unknown to this sfumato ({place})")
+        return of[place]
+
+    def number(self) -> int:
+        """A whole number, seven bits a byte, the lowest first."""
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            shift += 7
+            if value > _MOST:
+                raise CodecError("this file is damaged: a number in it is too large")
+            if byte < 128:
+                return value
+
+    def count(self) -> int:
+        """How many things follow: at least a byte each."""
+        value = self.number()
+        if value > len(self._data) - self._place:
+            raise CodecError("this file is damaged: it ends too early")
+        return value
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self._place != len(self._data):
+            raise CodecError("this file is damaged: something follows its end")
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(128 | (number & 127))
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _gaps(places: Sequence[int]) -> list[int]:
+    return [b - a - 1 for a, b in zip([-1, *places], places, strict=False)]

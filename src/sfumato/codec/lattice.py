@@ -1,0 +1,102 @@
+"""Noise levels whose latents are whole numbers: what the lossless coder walks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.codec.stack import Real, Whole
+from sfumato.errors import CodecError
+from sfumato.gaussian import Gaussian
+from sfumato.noise import F64
+from sfumato.protocols import Denoiser
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Levels, descending, and the width of the cells that x is rounded to at each.
+
+    A cell is the deviation of q(x_s | x_sigma, x0) over `fineness`: what a pop takes from the stack
+    is log2(4.13 fineness) bits a value, and cells that coarse cost hardly anything, for the
+    probabilities are of whole cells and the network's input is noisy anyway.
+    """
+
+    sigmas: tuple[float, ...]
+    fineness: float = 1.5
+
+    @classmethod
+    def of(cls, grid: Tensor, fineness: float = 1.5) -> Lattice:
+        """Return that of a grid [N] of at least two levels above 0, descending."""
+        return cls(tuple(grid[grid > 0].tolist()), fineness)
+
+    def spacing(self, index: int) -> float:
+        """Return the width of a cell at a level."""
+        s = self.sigmas[index]
+        if index == 0:
+            return math.sqrt(s**2 - self.sigmas[1] ** 2) / self.fineness
+        return s * math.sqrt(1 - (s / self.sigmas[index - 1]) ** 2) / self.fineness
+
+    def forward_std(self, index: int) -> float:
+        """Return the deviation of x at a level given x at the next lower one, in cells.
+
+        At the lowest that of x given x0.
+        """
+        below = self.sigmas[index + 1] if index + 1 < len(self.sigmas) else 0.0
+        return math.sqrt(self.sigmas[index] ** 2 - below**2) / self.spacing(index)
+
+    def down(self, index: int, cells: Whole, answer: Answer) -> tuple[Real, Real]:
+        """Return mean and deviation of x at the next lower level, in cells of that [n, d]."""
+        sigma, s = self.sigmas[index], self.sigmas[index + 1]
+        keep, width = (s / sigma) ** 2, self.spacing(index + 1)
+        mean = keep * (cells * self.spacing(index)) + (1 - keep) * answer.mean
+        var = s**2 * (1 - keep) + (1 - keep) ** 2 * answer.var
+        with np.errstate(invalid="ignore"):
+            return mean / width, np.sqrt(var) / width
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the network says of x0: mean [n, d] and variance [n, d], float64."""
+
+    mean: Real
+    var: Real
+
+
+@dataclass(frozen=True, eq=False)
+class Asker:
+    """A denoiser that is always asked about `batch` images at once, however many there are.
+
+    So each image has the same answer, to the bit, whatever others are coded with it.
+    """
+
+    denoise: Denoiser
+    shape: tuple[int, ...]
+    batch: int
+
+    @torch.no_grad()
+    def __call__(self, x: Real, sigma: float) -> Answer:
+        """Return the answers for x [n, d] at sigma, n at most `batch`."""
+        if len(x) > self.batch:
+            raise ValueError(f"at most {self.batch} images are asked about, not {len(x)}")
+        padded = np.zeros((self.batch, x.shape[1]))
+        padded[: len(x)] = x
+        told: Gaussian = self.denoise(
+            torch.from_numpy(padded).reshape(self.batch, *self.shape),
+            torch.tensor(sigma, dtype=F64),
+        )
+        mean = told.mean.to(F64)
+        var = told.var.to(F64).expand_as(mean)
+        rows = [part.reshape(self.batch, -1)[: len(x)].cpu().numpy() for part in (mean, var)]
+        if not (np.isfinite(rows[0]).all() and np.isfinite(rows[1]).all()):
+            raise CodecError(f"the network's answer at sigma {sigma:.6g} is not finite")
+        return Answer(*rows)
+
+    def decoder_std(self, answer: Answer, grid: tuple[float, ...]) -> Real:
+        """Return the deviation [n, d] of the discretised last step."""
+        bound = self.denoise.on(torch.tensor(grid, dtype=F64))
+        var = bound.decoder_var
+        return np.sqrt(answer.var if var is None else np.full_like(answer.var, float(var)))

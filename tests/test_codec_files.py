@@ -1,0 +1,289 @@
+"""Compressed files: round trips by the command line, what is refused, and damage of every kind."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipe_helpers import open_run, pixels, small
+from sfumato.cli import main
+from sfumato.codec import Container, Header, Lossless
+from sfumato.codec.container import MAGIC
+from sfumato.codec.stack import Stack
+from sfumato.errors import CodecError, ConfigError
+from sfumato.recipes.compression import Effort, pack, unpack
+from sfumato.recipes.model import Model, load
+
+Capture = pytest.CaptureFixture[str]
+KINDS = {
+    "learned": ("iddpm-tiny", (1, 8, 8), "uint8"),
+    "edm": ("edm-tiny", (3, 8, 12), "uint8"),
+    "deep": ("iddpm-tiny", (2, 8, 8), "uint16"),
+    "ve": ("ve-tiny", (1, 8, 8), "uint8"),
+}
+
+
+def trained(folder: Path, kind: str) -> Path:
+    name, shape, dtype = KINDS[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "images.npy", pixels(shape, dtype=dtype))
+    recipe = small(name, steps=4)
+    if recipe.process.kind == "ladder":
+        recipe = replace(recipe, process=replace(recipe.process, steps=40, betas="cosine"))
+        recipe = replace(recipe, sampler=replace(recipe.sampler, steps=3))
+    made = open_run(folder / "run", folder / "images.npy", recipe)
+    for _ in made.steps():
+        pass
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: trained(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+def raw(kind: str, count: int = 7) -> np.ndarray:
+    _, shape, dtype = KINDS[kind]
+    return np.ascontiguousarray(pixels(shape, count, dtype, seed=3).transpose(0, 3, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def packed(runs: dict[str, Path]) -> bytes:
+    return pack(load(runs["learned"]), raw("learned"), Effort(12, 2)).data
+
+
+@pytest.fixture(scope="module")
+def model(runs: dict[str, Path]) -> Model:
+    return load(runs["learned"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("streams", [1, 3])
+def test_every_kind_of_model_and_image_comes_back(
+    runs: dict[str, Path], kind: str, streams: int
+) -> None:
+    model, images = load(runs[kind]), raw(kind)
+    made = pack(model, images, Effort(10, streams))
+    assert made.count == 7
+    assert made.bits_per_dim == pytest.approx(8 * len(made.data) / images.size)
+    again = load(runs[kind])
+    back = unpack(again, Container.from_bytes(made.data))
+    assert back.dtype == images.dtype
+    assert (back == images).all()
+
+
+def test_the_decoder_computes_on_as_many_threads_as_the_encoder(model: Model) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        data = pack(model, raw("learned"), Effort(8, 3)).data
+        torch.set_num_threads(2)  # on which the last digits may be others
+        assert (unpack(model, Container.from_bytes(data)) == raw("learned")).all()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("unlike", [[4], [0, 1, 6], list(range(7))])
+def test_images_out_of_reach_are_kept_as_they_are(
+    model: Model, monkeypatch: pytest.MonkeyPatch, unlike: list[int]
+) -> None:
+    images, real = raw("learned"), Lossless._push_row
+
+    def refuse(self: Lossless, values: np.ndarray, stacks: list[Stack]) -> int | None:
+        failed = real(self, values, stacks)  # which changes the stacks
+        flat = images.reshape(7, -1)
+        for place, value in enumerate(values):
+            if any((value == flat[i]).all() for i in unlike):
+                return place
+        return failed
+
+    monkeypatch.setattr(Lossless, "_push_row", refuse)
+    made = pack(model, images, Effort(6, 3))
+    assert made.raw == len(unlike)
+    container = Container.from_bytes(made.data)
+    assert container.header.raw == tuple(unlike)
+    assert (unpack(model, container) == images).all()
+
+
+def test_by_the_command_line(tmp_path: Path, runs: dict[str, Path], capsys: Capture) -> None:
+    source, out = tmp_path / "seven.npy", tmp_path / "seven.sfu"
+    np.save(source, pixels((1, 8, 8), 7, seed=3))
+    words = ["compress", str(runs["learned"]), str(source), "-o", str(out), "--levels", "12"]
+    words += ["--threads", "1"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    size = out.stat().st_size
+    assert f"7 images in {size:,} bytes: {8 * size / (7 * 64):.3f} bits a value" in printed
+    assert main(["info", str(out)]) == 0
+    about = capsys.readouterr().out
+    assert "7 of 1 x 8 x 8 uint8" in about
+    assert "12 levels, 1 streams, 1 threads" in about
+    undo = ["decompress", str(runs["learned"]), str(out), "-o"]
+    assert main([*undo, str(tmp_path / "back")]) == 0
+    from PIL import Image
+
+    files = sorted((tmp_path / "back").iterdir())
+    back = np.stack([np.asarray(Image.open(file)) for file in files])
+    assert (back == np.load(source)[..., 0]).all()
+    assert main([*undo, str(tmp_path / "back.npy")]) == 0
+    assert (np.load(tmp_path / "back.npy") == np.load(source)).all()
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    assert main([*words, "--force", "-n", "1"]) == 0
+    assert main([*undo, str(tmp_path / "back.npy")]) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    assert main([*undo, str(tmp_path / "one.png")]) == 0
+    assert (np.asarray(Image.open(tmp_path / "one.png")) == np.load(source)[0, ..., 0]).all()
+
+
+def test_what_cannot_be_compressed_is_refused(
+    tmp_path: Path, runs: dict[str, Path], capsys: Capture
+) -> None:
+    run = str(runs["learned"])
+    cases = {
+        "wide": (pixels((1, 8, 9)), "--size 8 8"),
+        "colour": (pixels((3, 8, 8)), "--channels 1"),
+        "deep": (pixels(dtype="uint16"), "bit depths are not converted"),
+    }
+    for name, (images, reason) in cases.items():
+        np.save(tmp_path / f"{name}.npy", images)
+        out = tmp_path / f"{name}.sfu"
+        assert main(["compress", run, str(tmp_path / f"{name}.npy"), "-o", str(out)]) == 1
+        assert reason in capsys.readouterr().err
+        assert not out.exists()
+    assert main(["compress", run, "-o", str(tmp_path / "x.sfu")]) == 2
+    assert "give the images" in capsys.readouterr().err
+    np.save(tmp_path / "good.npy", pixels())
+    words = ["compress", run, str(tmp_path / "good.npy"), "-o", str(tmp_path / "x.sfu")]
+    assert main([*words, "--levels", "1"]) == 2
+    assert "--levels must be at least 2" in capsys.readouterr().err
+    model = load(run)
+    with pytest.raises(ConfigError, match="floating-point"):
+        pack(replace(model, format=replace(model.format, dtype="float32")), raw("learned"))
+    with pytest.raises(ConfigError, match="trained with classes"):
+        pack(replace(model, classes=("a", "b")), raw("learned"))
+    with pytest.raises(ValueError, match=r"expected one or more raw 1 x 8 x 8"):
+        pack(model, raw("edm"))
+
+
+def test_another_models_file_is_refused(
+    tmp_path: Path, runs: dict[str, Path], packed: bytes, capsys: Capture
+) -> None:
+    file = tmp_path / "a.sfu"
+    file.write_bytes(packed)
+    for other in ("edm", "deep", "ve"):
+        assert main(["decompress", str(runs[other]), str(file)]) == 1
+        assert "made with another model" in capsys.readouterr().err
+        assert not (tmp_path / "a").exists()
+    further = Path(shutil.copytree(runs["learned"], tmp_path / "run"))
+    assert main(["decompress", str(further), str(file), "-o", str(tmp_path / "b")]) == 0
+
+
+def test_a_machine_of_other_last_digits_is_refused(
+    model: Model, packed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfumato.codec.lattice import Answer, Asker
+
+    real = Asker.__call__
+
+    def otherwise(self: Asker, x: np.ndarray, sigma: float) -> Answer:
+        answer = real(self, x, sigma)
+        return Answer(answer.mean * (1 + 1e-7), answer.var)
+
+    monkeypatch.setattr(Asker, "__call__", otherwise)
+    with pytest.raises(CodecError, match="other last digits"):
+        unpack(model, Container.from_bytes(packed))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"PNG and so on, no such file at all", "does not begin like one"),
+        (MAGIC, "checksum"),
+        (MAGIC[:2], "checksum"),
+        (MAGIC + b"\x02" + bytes(40), "of format 2, and this sfumato reads up to 1: update"),
+        (MAGIC + b"\x01" + bytes(40), "checksum"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(CodecError, match=reason):
+        Container.from_bytes(data)
+
+
+def mutated(data: bytes, generator: np.random.Generator) -> bytes:
+    """Flip bits, cut, repeat, or insert."""
+    out = bytearray(data)
+    place = int(generator.integers(len(out)))
+    match int(generator.integers(5)):
+        case 0:
+            out[place] ^= 1 << int(generator.integers(8))
+        case 1:
+            return bytes(out[:place])
+        case 2:
+            out[place:place] = out[: int(generator.integers(1, 9))]
+        case 3:
+            out[place] = int(generator.integers(256))
+        case _:
+            del out[place : place + int(generator.integers(1, 9))]
+    return bytes(out)
+
+
+def fuzz(model: Model, data: bytes, rounds: int, seed: int) -> None:
+    """Damage a file: with its checksum as it was, and with one that fits the damage."""
+    generator = np.random.default_rng(seed)
+    original = raw("learned")
+    for _ in range(rounds):
+        damaged = mutated(data, generator)
+        if damaged != data:
+            with pytest.raises(CodecError):
+                Container.from_bytes(damaged)
+        body = mutated(data[:-4], generator)
+        try:
+            container = Container.from_bytes(body + zlib.crc32(body).to_bytes(4, "little"))
+            images = unpack(model, container)
+        except CodecError:
+            continue
+        assert (images == original).all()  # what was hit did not matter
+
+
+def test_damaged_files_are_refused(model: Model, packed: bytes) -> None:
+    fuzz(model, packed, 150, seed=0)
+
+
+@pytest.mark.slow
+def test_damaged_files_are_refused_thousands_of_times(model: Model, packed: bytes) -> None:
+    fuzz(model, packed, 5000, seed=1)
+
+
+def test_headers_come_back_whole() -> None:
+    header = Header(
+        "lossless", b"model678", b"prob", (3, 32, 300), "uint16", 5, 4000, 70_000, 64, 80, 16, 2,
+        (0, 3, 4, 69_999),
+    )  # fmt: skip
+    container = Container(header, [b"", b"abc", bytes(300)])
+    assert Container.from_bytes(container.to_bytes()) == Container(
+        header, [b"", b"abc", bytes(300)]
+    )
+    with pytest.raises(CodecError, match="makes no sense"):
+        replace(header, raw=(3, 3))
+    with pytest.raises(CodecError, match="makes no sense"):
+        replace(header, count=0)
+
+
+def test_without_the_extra_it_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from sfumato.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(MissingExtraError, match=r"sfumato\[codec\]"):
+        pack(model, raw("learned"))

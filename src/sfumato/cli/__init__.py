@@ -21,7 +21,7 @@ VERBS = {
     "ablate": "train and measure a paper's ablation at a small size",
     "invert": "find the latents of images, and measure the way back",
     "interpolate": "draw what lies between images, or seeds",
-    "compress": "turn images into a file that a run decodes, without loss",
+    "compress": "turn images into a small file that the same run decodes",
     "decompress": "turn such a file into its images",
     "info": "say what a run, checkpoint or set of images is",
     "demo": "train on real images and write a report, in minutes",

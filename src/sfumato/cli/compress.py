@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from sfumato.cli.parse import duration, parse
 from sfumato.errors import ConfigError
 
+if TYPE_CHECKING:
+    from sfumato.codec import Profile
+    from sfumato.recipes.compression import Packed
+    from sfumato.recipes.model import Model, RawImages
+
 _SUFFIX = ".sfu"
+_KINDS = {
+    "bits-back": "bits-back coding",
+    "staged": "all noise levels, then the pixels: smaller than bits-back for so few images",
+    "lossy": "noise levels",
+}
 
 
 @dataclass(frozen=True)
@@ -25,16 +36,25 @@ class CompressOptions:
     """Image files, folders, zips or arrays, in the format of the run's own images."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The file to write; the first image's name with .sfu if not given."""
+    quality: int | None = None
+    """Send so many noise levels (--list tells what each costs) in place of every pixel."""
+    lossless: bool = False
+    """Every pixel as it is: what happens without --quality."""
+    list: bool = False
+    """Print what each quality is expected to cost and to look like, and stop."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """The first so many images; all if not given."""
-    levels: int = 64
-    """Noise levels to code through, at most: more take longer and need fewer bits."""
+    levels: int = 48
+    """Noise levels to code through without loss: more take longer and need fewer bits."""
     streams: int = 0
-    """Images coded at once: faster, and each stream costs first bits; 0: one per 100 images."""
+    """Images coded at once without loss: faster, and each stream costs first bits; 0: one per 100
+    images."""
     size: tuple[int, int] | None = None
     """Crop images to height and width."""
     channels: int | None = None
     """Turn images into so many channels (1 or 3)."""
+    prepare: str = ""
+    """Images to measure the model on, once (a minute); the run's training images if not given."""
     force: bool = False
     """Replace a file that is there."""
     threads: int = 0
@@ -47,11 +67,36 @@ def run(arguments: Sequence[str]) -> int:
         CompressOptions,
         arguments,
         "compress",
-        "Compress images without loss by a trained model: fewest bits for many images of the kind "
-        "it was trained on. The file decodes with the same model only.",
+        "Compress images by a trained model, without loss or to few bits. It pays for many images "
+        "of the kind the model was trained on. The file decodes with the same model only.",
     )
-    if not options.images:
+    if options.lossless and options.quality is not None:
+        raise ConfigError("--lossless and --quality exclude each other")
+    if not options.images and not options.list and not options.prepare:
         raise ConfigError("give the images to compress: sfumato compress RUN FOLDER -o FILE.sfu")
+    from sfumato.codec.stack import constriction
+    from sfumato.recipes.compression import Effort
+    from sfumato.recipes.environment import set_threads
+    from sfumato.recipes.model import load
+
+    constriction()
+    effort = Effort(options.levels, options.streams)
+    out = options.out or Path(Path((*options.images, "images")[0]).stem + _SUFFIX)
+    if options.images and out.exists() and not options.force:
+        raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
+    set_threads(options.threads)
+    model = load(options.run)
+    profile = _profile(model, options.prepare)
+    if options.list:
+        _list(model, profile)
+    if not options.images or options.list:
+        return 0
+    return _compress(options, model, profile, effort, out)
+
+
+def _compress(
+    options: CompressOptions, model: Model, profile: Profile, effort: object, out: Path
+) -> int:
     import time
 
     from tqdm import tqdm
@@ -59,32 +104,60 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.data.pixels import from_model
     from sfumato.files import write_bytes
     from sfumato.recipes.compression import Effort, pack
-    from sfumato.recipes.environment import set_threads
     from sfumato.recipes.inputs import Opening, read_inputs
-    from sfumato.recipes.model import load
 
-    out = options.out or Path(Path(options.images[0]).stem + _SUFFIX)
-    if out.exists() and not options.force:
-        raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
-    effort = Effort(options.levels, options.streams)
-    set_threads(options.threads)
-    model = load(options.run)
+    assert isinstance(effort, Effort)
     inputs = read_inputs(
         options.images, model.format, Opening(options.size, options.channels), options.n
     )
     images = from_model(inputs.x, model.format)
     start = time.perf_counter()
     with tqdm(total=len(images), unit="image") as bar:
-        packed = pack(model, images, effort, bar.update)
+        packed = pack(
+            model, profile, images, quality=options.quality, effort=effort, tick=bar.update
+        )
     write_bytes(out, packed.data)
-    seconds = time.perf_counter() - start
-    print(
-        f"{packed.count:,} images in {len(packed.data):,} bytes: {packed.bits_per_dim:.3f} bits a "
-        f"value, {len(packed.data) / images.nbytes:.1%} of the raw pixels; "
-        f"{duration(seconds)}"
-    )
-    if packed.raw:
-        print(f"note: {packed.raw} are too unlike what the model knows, and kept as they are")
+    _say(packed, images, model, time.perf_counter() - start)
     print(f"to decode: sfumato decompress {options.run} {out} -o FOLDER")
     print(f"file: {out}")
     return 0
+
+
+def _say(packed: Packed, images: RawImages, model: Model, seconds: float) -> None:
+    from sfumato.recipes.compression import rmse_255
+
+    header, size = packed.container.header, len(packed.data)
+    print(
+        f"{len(images):,} images in {size:,} bytes, {size / len(images):,.0f} each: "
+        f"{packed.bits_per_dim:.3f} bits a value ({packed.payload_bits_per_dim:.3f} without the "
+        f"header), {size / images.nbytes:.2%} of the raw pixels; {duration(seconds)}"
+    )
+    print(f"by {_KINDS[header.kind]}, {header.levels}")
+    if header.kind == "lossy":
+        print(f"RMSE {rmse_255(images, packed.images, model.format):.2f} of 255")
+    if header.raw:
+        print(f"note: {len(header.raw)} are too unlike what the model knows, and kept as they are")
+
+
+def _profile(model: Model, data: str) -> Profile:
+    from tqdm import tqdm
+
+    from sfumato.recipes.compression import load_profile, prepare
+
+    known = None if data else load_profile(model)
+    if known is not None:
+        return known
+    with tqdm(desc="measuring the model, once", unit="image", leave=False) as bar:
+        profile, path = prepare(model, data, bar.update)
+    print(f"measured the model for the codec: {path}")
+    return profile
+
+
+def _list(model: Model, profile: Profile) -> None:
+    from sfumato.recipes.compression import steps_table
+
+    values = math.prod(model.format.shape)
+    print("what each --quality should take, by the model's bound (files need about a third more):")
+    print(f"{'quality':>8}{'RMSE of 255':>13}{'bits a value':>14}{'bytes an image':>16}")
+    for number, rmse, bits, size in steps_table(profile, values):
+        print(f"{number:>8}{rmse:>13.2f}{bits:>14.3f}{size:>16.0f}")

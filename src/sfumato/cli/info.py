@@ -72,7 +72,7 @@ def _print_compressed(path: Path) -> bool:
         "images": f"{header.count:,} of {channels} x {height} x {width} {header.dtype}",
         "bits": f"{8 * size / values:.3f} a value",
         "model": f"{header.model.hex()} (sfumato decompress RUN tells whether RUN is it)",
-        "coded": f"{header.levels} levels, {min(header.batch, header.count)} streams, "
+        "coded": f"{header.levels} levels, {min(header.batch, header.count)} at once, "
         f"{header.threads} threads",
     }
     if header.raw:

@@ -15,7 +15,7 @@ from sfumato.errors import CodecError
 
 MAGIC = b"\x89SFU"
 VERSION = 1
-KINDS = ("lossless",)
+KINDS = ("bits-back", "staged", "lossy")
 _SMALLEST = len(MAGIC) + 1 + 4
 _MOST = 2**40
 _DTYPES = ("uint8", "uint16")
@@ -40,21 +40,20 @@ class Header:
     top: int
     count: int
     levels: int
-    highest: int
     batch: int
     threads: int
     raw: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no encoder writes."""
-        whole = (*self.shape, self.top, self.count, self.batch, self.threads, self.highest)
+        whole = (*self.shape, self.top, self.count, self.batch, self.threads)
         good = (
             self.kind in KINDS
             and self.dtype in _DTYPES
             and len(self.model) == 8
             and len(self.probe) == 4
             and min(whole) >= 1
-            and 2 <= self.levels <= 65_536
+            and 1 <= self.levels <= 65_536
             and max(self.batch, self.threads) <= 1024
             and self.count <= 2**24
             and self.low >= 0
@@ -72,6 +71,8 @@ class Container:
 
     header: Header
     sections: Sequence[bytes]
+    whole: bool = True
+    """False for the beginning of a file, whose last section is cut short."""
 
     def to_bytes(self) -> bytes:
         """Return the file."""
@@ -81,7 +82,7 @@ class Container:
         out.append(KINDS.index(h.kind))
         out.append(_DTYPES.index(h.dtype))
         out += h.model + h.probe
-        numbers = [*h.shape, h.low, h.top, h.count, h.levels, h.highest, h.batch, h.threads]
+        numbers = [*h.shape, h.low, h.top, h.count, h.levels, h.batch, h.threads]
         numbers += [len(h.raw), *_gaps(h.raw), len(self.sections), *map(len, self.sections)]
         for number in numbers:
             out += _varint(number)
@@ -90,8 +91,11 @@ class Container:
         return bytes(out + zlib.crc32(out).to_bytes(4, "little"))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read a file; CodecError says what is wrong with it."""
+    def from_bytes(cls, data: bytes, *, beginning: bool = False) -> Self:
+        """Read a file; CodecError says what is wrong with it.
+
+        The `beginning` of one is read as far as it goes: it has no checksum to be checked by.
+        """
         if not data:
             raise CodecError("this file is empty")
         if data[: len(MAGIC)] != MAGIC[: len(data)]:
@@ -101,29 +105,40 @@ class Container:
                 f"this file is of format {data[len(MAGIC)]}, and this sfumato reads up to "
                 f"{VERSION}: update sfumato"
             )
-        if len(data) < _SMALLEST or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        whole = len(data) >= _SMALLEST and zlib.crc32(data[:-4]) == _number(data[-4:])
+        if not whole and not beginning:
             raise CodecError(
                 "this file is damaged: its checksum is another's. Was it copied whole, and as "
-                "binary?"
+                "binary? If only its end is missing, decompress --preview shows what is there"
             )
-        reader = _Reader(data[:-4], len(MAGIC) + 1)
-        kind, dtype = reader.choice(KINDS), reader.choice(_DTYPES)
-        model, probe = reader.take(8), reader.take(4)
-        c, h, w, low, top, count, levels, highest, batch, threads = (
-            reader.number() for _ in range(10)
-        )
-        raw, place = list[int](), -1
-        for _ in range(reader.count()):
-            place += 1 + reader.number()
-            raw.append(place)
-        lengths = [reader.number() for _ in range(reader.count())]
-        sections = [reader.take(length) for length in lengths]
-        reader.end()
-        header = Header(
-            kind, model, probe, (c, h, w), dtype, low, top, count, levels, highest, batch, threads,
-            tuple(raw),
-        )  # fmt: skip
-        return cls(header, sections)
+        reader = _Reader(data[:-4] if whole else data, len(MAGIC) + 1)
+        header, lengths = _header(reader)
+        if whole:
+            sections = [reader.take(length) for length in lengths]
+            reader.end()
+            return cls(header, sections)
+        if len(lengths) != 1:
+            raise CodecError("this file is damaged, and its kind has no use for a part of it")
+        rest = reader.rest()
+        if len(rest) > lengths[0]:
+            raise CodecError("this file is damaged, not cut short: its checksum is another's")
+        return cls(header, [rest], whole=False)
+
+
+def _header(reader: _Reader) -> tuple[Header, list[int]]:
+    """Read a header and the lengths of the sections."""
+    kind, dtype = reader.choice(KINDS), reader.choice(_DTYPES)
+    model, probe = reader.take(8), reader.take(4)
+    c, h, w, low, top, count, levels, batch, threads = (reader.number() for _ in range(9))
+    raw, place = list[int](), -1
+    for _ in range(reader.count()):
+        place += 1 + reader.number()
+        raw.append(place)
+    lengths = [reader.number() for _ in range(reader.count())]
+    header = Header(
+        kind, model, probe, (c, h, w), dtype, low, top, count, levels, batch, threads, tuple(raw)
+    )
+    return header, lengths
 
 
 class _Reader:
@@ -165,10 +180,18 @@ class _Reader:
             raise CodecError("this file is damaged: it ends too early")
         return value
 
+    def rest(self) -> bytes:
+        """All that follows."""
+        return self._data[self._place :]
+
     def end(self) -> None:
         """Nothing may follow."""
         if self._place != len(self._data):
             raise CodecError("this file is damaged: something follows its end")
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
 
 
 def _varint(number: int) -> bytes:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from sfumato.codec.profile import Profile
 from sfumato.codec.stack import Real, Whole
 from sfumato.errors import CodecError
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64
-from sfumato.protocols import Denoiser
+from sfumato.protocols import Denoise
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,7 @@ class Lattice:
     """
 
     sigmas: tuple[float, ...]
-    fineness: float = 1.5
-
-    @classmethod
-    def of(cls, grid: Tensor, fineness: float = 1.5) -> Lattice:
-        """Return that of a grid [N] of at least two levels above 0, descending."""
-        return cls(tuple(grid[grid > 0].tolist()), fineness)
+    fineness: float = 1.0
 
     def spacing(self, index: int) -> float:
         """Return the width of a cell at a level."""
@@ -73,7 +68,8 @@ class Asker:
     So each image has the same answer, to the bit, whatever others are coded with it.
     """
 
-    denoise: Denoiser
+    denoise: Denoise
+    profile: Profile
     shape: tuple[int, ...]
     batch: int
 
@@ -89,14 +85,12 @@ class Asker:
             torch.tensor(sigma, dtype=F64),
         )
         mean = told.mean.to(F64)
-        var = told.var.to(F64).expand_as(mean)
+        var = self.profile.variance(told.var.to(F64).expand_as(mean), sigma)
         rows = [part.reshape(self.batch, -1)[: len(x)].cpu().numpy() for part in (mean, var)]
         if not (np.isfinite(rows[0]).all() and np.isfinite(rows[1]).all()):
             raise CodecError(f"the network's answer at sigma {sigma:.6g} is not finite")
         return Answer(*rows)
 
-    def decoder_std(self, answer: Answer, grid: tuple[float, ...]) -> Real:
+    def decoder_std(self, answer: Answer) -> Real:
         """Return the deviation [n, d] of the discretised last step."""
-        bound = self.denoise.on(torch.tensor(grid, dtype=F64))
-        var = bound.decoder_var
-        return np.sqrt(answer.var if var is None else np.full_like(answer.var, float(var)))
+        return np.sqrt(answer.var * self.profile.decoder)

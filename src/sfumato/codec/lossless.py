@@ -171,7 +171,7 @@ class Lossless:
 
     def _pixels(self, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of the pixels, in steps of their values."""
-        std = self.ask.decoder_std(answer, self.lattice.sigmas)
+        std = self.ask.decoder_std(answer)
         return (answer.mean + 1) * (self.top / 2), std * (self.top / 2)
 
     def _prior(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

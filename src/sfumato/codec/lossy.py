@@ -1,0 +1,314 @@
+"""Images to few bits: every step of the reverse process sent as a sample (DDPM Algorithms 3, 4).
+
+Sender and receiver walk down the noise levels together, from shared noise. At each, the sender
+draws x_s from q(x_s | x, x0) by relative entropy coding under the model's p(x_s | x), so both have
+it. Stop anywhere: D(x) is the picture. Levels are sent one after another for all images, so a file
+cut short is one of fewer levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sfumato.codec.lattice import Answer, Asker
+from sfumato.codec.relative_entropy import (
+    CANDIDATES_LOG2,
+    Chunks,
+    Codebook,
+    choose,
+    kl_bits,
+    place_model,
+)
+from sfumato.codec.stack import Real, Whole, Words, check_finite, constriction
+from sfumato.errors import CodecError
+from sfumato.noise import F64
+from sfumato.randomness import Noise, Purpose, derive_seed
+
+CHUNK_BITS = 11.0
+"""What a chunk is expected to cost: candidates enough for most of what is drawn."""
+_SPLITS = 4
+"""A level is cut into 1, 2, 4 or 8 times as many chunks as expected, where it costs more."""
+_SPLIT_MEAN, _SPLIT_STD = -0.4, 0.45
+
+_OTHERWISE = (
+    "this file did not decode to what was coded: it is damaged, or this machine computes other "
+    "last digits than the one it was made on"
+)
+
+Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What a receiver has after some levels: x [n, d] at sigma, and the picture D(x) [n, d]."""
+
+    index: int
+    sigma: float
+    x: Real
+    picture: Real
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One level's transition in units both sides know: x_s = mean + std z, z ~ N(0, 1) under p."""
+
+    mean: Real
+    std: Real
+    ratio: Real
+    """Deviation of z under q."""
+    expected: Real
+    """Bits a value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lossy:
+    """A coder of images in [-1, 1], [n, d], along `sigmas`, descending.
+
+    Image i starts from the noise of seed `seed` + i.
+    """
+
+    ask: Asker
+    sigmas: Sequence[float]
+    prior_std: float
+    seed: int = 0
+
+    def encode(
+        self,
+        images: Real,
+        tick: Tick = lambda n: None,
+        *,
+        values: Whole | None = None,
+        top: int = 0,
+    ) -> tuple[Words, Real]:
+        """Return a stream of words, level after level, and the pictures they give.
+
+        With the images' `values` [n, d] in 0..top the stream ends with them, under the discretised
+        decoder: without loss. The levels must then go down to the profile's lowest.
+        """
+        book = self._book
+        x = self._start(len(images))
+        coder = _Sink()
+        for index in range(len(self.sigmas) - 1):
+            answer = self._answers(x, index)
+            for image in range(len(images)):
+                step = self._step(index, x[image], answer, image)
+                keep = (self.sigmas[index + 1] / self.sigmas[index]) ** 2
+                wanted = keep * x[image] + (1 - keep) * images[image]
+                z = self._send(coder, book, step, (wanted - step.mean) / step.std, index, image)
+                x[image] = step.mean + step.std * z
+            tick(len(images))
+        answer = self._answers(x, len(self.sigmas) - 1)
+        if values is not None:
+            for image, row in enumerate(values):
+                coder.code(row, *self._pixels(answer, image, top))
+        return coder.words(), answer.mean
+
+    def decode(self, words: Words, count: int, *, whole: bool = True) -> Iterator[Shown]:
+        """Yield what is known at the first level, then at each as far as the words surely go.
+
+        Raises CodecError where they do not go to the end though they are the `whole`.
+        """
+        for shown, _ in self._decode(_Source(words, mirrored=not whole), count):
+            yield shown
+
+    def decode_values(
+        self, words: Words, count: int, top: int, tick: Tick = lambda n: None
+    ) -> Whole:
+        """Return the values [count, d] of a stream that ends with them."""
+        source = _Source(words)
+        last: Answer | None = None
+        for _, answer in self._decode(source, count, more=True):
+            last = answer
+            tick(count)
+        assert last is not None
+        found = [source.code(None, *self._pixels(last, image, top)) for image in range(count)]
+        source.finish()
+        return np.stack(found).astype(np.int64)
+
+    def _decode(
+        self, source: _Source, count: int, *, more: bool = False
+    ) -> Iterator[tuple[Shown, Answer]]:
+        book = self._book
+        x = self._start(count)
+        for index in range(len(self.sigmas)):
+            answer = self._answers(x, index)
+            yield Shown(index, self.sigmas[index], x.copy(), answer.mean), answer
+            if index == len(self.sigmas) - 1:
+                break
+            try:
+                for image in range(count):
+                    step = self._step(index, x[image], answer, image)
+                    z = self._receive(source, book, step, index, image)
+                    x[image] = step.mean + step.std * z
+            except CodecError:
+                if source.cut_short:  # read past its end
+                    return
+                raise
+            if not source.sure:
+                return
+        if not more and not source.cut_short:
+            source.finish()
+
+    def _pixels(self, answer: Answer, image: int, top: int) -> tuple[Any, Real, Real]:
+        mean = (answer.mean[image] + 1) * (top / 2)
+        std = self.ask.decoder_std(answer)[image] * (top / 2)
+        check_finite(mean, std)
+        return constriction().stream.model.QuantizedGaussian(0, top), mean, std
+
+    @property
+    def _book(self) -> Codebook:
+        return Codebook(math.prod(self.ask.shape))
+
+    def _start(self, count: int) -> Real:
+        noise = Noise(tuple(derive_seed(self.seed, "codec", i) for i in range(count)))
+        start = noise.normal((math.prod(self.ask.shape),), Purpose.START, F64).numpy()
+        return self.prior_std * start
+
+    def _answers(self, x: Real, index: int) -> Answer:
+        size = self.ask.batch
+        found = [self.ask(x[i : i + size], self.sigmas[index]) for i in range(0, len(x), size)]
+        return Answer(
+            np.concatenate([one.mean for one in found]), np.concatenate([one.var for one in found])
+        )
+
+    def _step(self, index: int, x: Real, answer: Answer, image: int) -> Step:
+        sigma, s = self.sigmas[index], self.sigmas[index + 1]
+        keep = (s / sigma) ** 2
+        own = s**2 * (1 - keep)
+        var = own + (1 - keep) ** 2 * np.maximum(answer.var[image], 0.0)
+        ratio = np.sqrt(own / var)
+        mean = keep * x + (1 - keep) * answer.mean[image]
+        return Step(mean, np.sqrt(var), ratio, -np.log2(ratio))
+
+    def _chunks(self, step: Step, splits: int, index: int, image: int) -> Chunks:
+        whole = max(1, round(float(step.expected.sum()) / CHUNK_BITS))
+        count = min(whole << splits, len(step.mean))
+        # The weights are never 0, so that no chunk is empty.
+        weights = step.expected + 1e-9
+        return Chunks.of(weights, count, derive_seed(self.seed, "chunks", index, image))
+
+    def _send(
+        self, coder: _Sink, book: Codebook, step: Step, mean: Real, index: int, image: int
+    ) -> Real:
+        """Code a sample of N(mean, ratio^2) and return it, [d]."""
+        actual = kl_bits(mean, step.ratio)
+        expected = max(float(step.expected.sum()), CHUNK_BITS)
+        over = math.log2(max(float(actual.sum()) / (1.35 * expected), 1.0))
+        splits = min(math.ceil(over), _SPLITS - 1)
+        coder.code(splits, _splits())
+        chunks = self._chunks(step, splits, index, image)
+        clock = np.random.Generator(np.random.Philox(derive_seed(self.seed, "race", index, image)))
+        places = np.zeros(len(chunks), np.int64)
+        out = np.zeros(len(mean))
+        for number, part in enumerate(chunks.slices()):
+            at = chunks.order[part]
+            signs = chunks.signs[part]
+            places[number] = choose(book, mean[at] * signs, step.ratio[at], clock)
+            out[at] = signs * book.window(int(places[number]), len(at))
+        octave, rest = _split(places)
+        coder.code(octave, _octaves(), *self._octave_model(step, chunks, splits))
+        wide = octave > 0
+        if wide.any():
+            uniform = constriction().stream.model.Uniform()
+            coder.code(rest[wide], uniform, (1 << octave[wide]).astype(np.int32))
+        return out
+
+    def _receive(
+        self, decoder: _Source, book: Codebook, step: Step, index: int, image: int
+    ) -> Real:
+        splits = int(decoder.code(None, _splits()))
+        chunks = self._chunks(step, splits, index, image)
+        octave = decoder.code(None, _octaves(), *self._octave_model(step, chunks, splits))
+        rest = np.zeros(len(chunks), np.int32)
+        wide = octave > 0
+        if wide.any():
+            uniform = constriction().stream.model.Uniform()
+            rest[wide] = decoder.code(None, uniform, (1 << octave[wide]).astype(np.int32))
+        places = (1 << octave.astype(np.int64)) - 1 + rest
+        out = np.zeros(len(step.mean))
+        for part, place in zip(chunks.slices(), places.tolist(), strict=True):
+            at = chunks.order[part]
+            if place >= book.count:
+                raise CodecError(_OTHERWISE)
+            out[at] = chunks.signs[part] * book.window(place, len(at))
+        return out
+
+    def _octave_model(self, step: Step, chunks: Chunks, splits: int) -> tuple[Real, Real]:
+        # A level that was split costs more than expected: its chunks are full.
+        factor = 1.0 if splits == 0 else 1.35 * 0.75 * 2**splits
+        bits = [factor * float(step.expected[chunks.order[part]].sum()) for part in chunks.slices()]
+        model = [place_model(round(max(b, 0.5), 3)) for b in bits]
+        return np.array([m for m, _ in model]), np.array([s for _, s in model])
+
+
+class _Sink:
+    """A queue of numbers on their way into words."""
+
+    def __init__(self) -> None:
+        self._coder: Any = constriction().stream.queue.RangeEncoder()
+
+    def code(self, numbers: Any, model: Any, *parameters: Any) -> None:
+        """Append numbers under a model."""
+        self._coder.encode(numbers.astype(np.int32) if hasattr(numbers, "astype") else numbers,
+                           model, *parameters)  # fmt: skip
+
+    def words(self) -> Words:
+        """Return all of it."""
+        return self._coder.get_compressed()
+
+
+class _Source:
+    """Words on their way back into numbers; `mirrored` where they may be the beginning only.
+
+    What was read is then coded again, which tells how many words it took.
+    """
+
+    def __init__(self, words: Words, *, mirrored: bool = False) -> None:
+        queue = constriction().stream.queue
+        self._coder: Any = queue.RangeDecoder(words)
+        self._mirror: Any = queue.RangeEncoder() if mirrored else None
+        self._length = len(words)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the words may be the beginning only."""
+        return self._mirror is not None
+
+    @property
+    def sure(self) -> bool:
+        """Whether all that was read stood in the words: the coder looks two words ahead."""
+        return self._mirror is None or self._mirror.num_words() + 2 <= self._length
+
+    def code(self, _: None, model: Any, *parameters: Any) -> Any:
+        """Read what `_Sink.code` appended."""
+        try:
+            numbers = self._coder.decode(model, *parameters)
+        except (AssertionError, ValueError):
+            raise CodecError(_OTHERWISE) from None
+        if self._mirror is not None:
+            self._mirror.encode(numbers, model, *parameters)
+        return numbers
+
+    def finish(self) -> None:
+        """Raise CodecError unless everything was read."""
+        if not self._coder.maybe_exhausted():
+            raise CodecError(_OTHERWISE)
+
+
+def _splits() -> Any:
+    return constriction().stream.model.QuantizedGaussian(0, _SPLITS - 1, _SPLIT_MEAN, _SPLIT_STD)
+
+
+def _octaves() -> Any:
+    return constriction().stream.model.QuantizedGaussian(0, CANDIDATES_LOG2)
+
+
+def _split(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places from 0 as the octave of place + 1, and the rest."""
+    octave = np.array([int(p + 1).bit_length() - 1 for p in places.tolist()], np.int32)
+    return octave, (places + 1 - (1 << octave.astype(np.int64))).astype(np.int32)

@@ -1,0 +1,308 @@
+"""Raw images to a compressed file and back.
+
+| kind        | what it is                                                          |
+|-------------|---------------------------------------------------------------------|
+| bits-back   | without loss, in few bits for many images: each stream pays a start |
+| staged      | without loss: all noise levels sent, then the pixels; for few images|
+| lossy       | noise levels sent down to a quality                                 |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from sfumato.codec import Asker, Container, Header, Lattice, Lossless, Lossy, Profile
+from sfumato.codec.lossy import Shown
+from sfumato.codec.stack import Words
+from sfumato.data.pixels import from_model
+from sfumato.errors import CodecError, ConfigError
+from sfumato.recipes.model import Model, RawImages
+
+Tick = Callable[[int], object]
+LEVELS = 48
+_STREAM_IMAGES = 100
+"""Images a stream has at least: each pays its first bits."""
+_MOST_STREAMS = 16
+_BATCH = 16
+_FEW = 8
+"""For so few images both ways without loss are tried."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How images are coded without loss: more levels take longer and need fewer bits."""
+
+    levels: int = LEVELS
+    streams: int = 0
+    """Images coded at once, each stream with first bits of its own; 0: one per 100 images."""
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ConfigError(f"--levels must be at least 2, not {self.levels}")
+        if self.streams < 0:
+            raise ConfigError(f"--streams must be at least 0, not {self.streams}")
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A compressed file, and what it took."""
+
+    container: Container
+    data: bytes
+    images: RawImages
+    """What it decodes to."""
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Of the whole file."""
+        return 8 * len(self.data) / self.images.size
+
+    @property
+    def payload_bits_per_dim(self) -> float:
+        """Without header and checksum."""
+        return 8 * sum(map(len, self.container.sections)) / self.images.size
+
+
+def pack(
+    model: Model,
+    profile: Profile,
+    images: RawImages,
+    *,
+    quality: int | None = None,
+    effort: Effort | None = None,
+    tick: Tick = lambda n: None,
+) -> Packed:
+    """Compress raw images [n, C, H, W] of the model's format, without loss unless at a `quality`.
+
+    `quality` is the number of noise levels sent, 1 to len(profile.steps) - 1; raises ConfigError
+    for another. `tick` is told image by image what share is done, in images.
+    """
+    effort, form = effort or Effort(), model.format
+    if images.shape[1:] != form.shape or images.dtype != form.dtype or not len(images):
+        raise ValueError(
+            f"expected one or more raw {form.describe()} images, got {images.dtype} of shape "
+            f"{list(images.shape)}"
+        )
+    low, top = int(form.low), (form.levels or 0) - 1
+    flat = images.reshape(len(images), -1).astype(np.int64) - low
+    if flat.min() < 0 or flat.max() > top:
+        raise ValueError(f"expected values in {low}..{low + top}: {form.describe()}")
+    common = Header(
+        "lossy", bytes(8), bytes(4), form.shape, str(form.dtype), low, top, len(images),
+        1, 1, torch.get_num_threads(),
+    )  # fmt: skip
+    if quality is not None:
+        most = len(profile.steps) - 1
+        if not 1 <= quality <= most:
+            raise ConfigError(f"--quality goes from 1 to {most} for this model, not {quality}")
+        return _lossy(model, profile, flat, replace(common, levels=quality), tick)
+    found = _bits_back(model, profile, flat, images, common, effort, tick)
+    if len(images) <= _FEW and not effort.streams:
+        other = _staged(model, profile, flat, images, common, lambda n: None)
+        return min((found, other), key=lambda one: len(one.data))
+    return found
+
+
+def _bits_back(
+    model: Model, profile: Profile, flat: np.ndarray, images: RawImages, header: Header,
+    effort: Effort, tick: Tick,
+) -> Packed:  # fmt: skip
+    count = len(flat)
+    streams = min(effort.streams or min(max(1, count // _STREAM_IMAGES), _MOST_STREAMS), count)
+    levels = len(profile.every(effort.levels))
+    header = replace(header, kind="bits-back", levels=levels, batch=streams)
+    coder = _lossless(model, profile, header)
+    words, raw = coder.encode(flat, tick)
+    kept = zlib.compress(images[raw].tobytes(), 9) if raw else b""
+    header = _named(model, profile, replace(header, raw=tuple(raw)))
+    return _packed(header, [kept, *(part.astype("<u4").tobytes() for part in words)], images)
+
+
+def _staged(
+    model: Model, profile: Profile, flat: np.ndarray, images: RawImages, header: Header, tick: Tick
+) -> Packed:
+    batch = min(len(flat), _BATCH)
+    header = replace(header, kind="staged", levels=len(profile.steps) - 1, batch=batch)
+    coder = _walker(model, profile, header)
+    share = _shares(tick, header.levels)
+    words, _ = coder.encode(flat / (header.top / 2) - 1, share, values=flat, top=header.top)
+    return _packed(_named(model, profile, header), [_short(words)], images)
+
+
+def _lossy(model: Model, profile: Profile, flat: np.ndarray, header: Header, tick: Tick) -> Packed:
+    header = replace(header, batch=min(len(flat), _BATCH))
+    coder = _walker(model, profile, header)
+    words, pictures = coder.encode(flat / (header.top / 2) - 1, _shares(tick, header.levels))
+    header = _named(model, profile, header)
+    return _packed(header, [_short(words)], as_pictures(model, pictures))
+
+
+def unpack(
+    model: Model, profile: Profile, container: Container, tick: Tick = lambda n: None
+) -> RawImages:
+    """Return the raw images [n, C, H, W] of a compressed file.
+
+    Raises CodecError where it belongs to another model, where this machine computes other last
+    digits than the one it was made on, and where its contents do not fit together.
+    """
+    header = container.header
+    with opened(model, profile, header):
+        if header.kind == "bits-back":
+            return _from_bits_back(model, profile, container, tick)
+        if len(container.sections) != 1:
+            raise CodecError("this file is damaged: it should hold one stream")
+        walker, words = _walker(model, profile, header), long_words(container.sections[0])
+        share = _shares(tick, header.levels + 1)
+        if header.kind == "staged":
+            flat = walker.decode_values(words, header.count, header.top, share)
+            return (flat + header.low).astype(header.dtype).reshape(-1, *header.shape)
+        *_, last = _ticked(walker.decode(words, header.count), share, header.count)
+        return as_pictures(model, last.picture)
+
+
+def _from_bits_back(model: Model, profile: Profile, container: Container, tick: Tick) -> RawImages:
+    header = container.header
+    coder = _lossless(model, profile, header)
+    if len(container.sections) != 1 + coder.streams:
+        raise CodecError("this file is damaged: it lacks a stream")
+    kept, *streams = container.sections
+    if any(len(part) % 4 for part in streams):
+        raise CodecError("this file is damaged: a stream has no whole number of words")
+    words = [np.frombuffer(part, "<u4").astype(np.uint32) for part in streams]
+    flat = coder.decode(words, header.count, header.raw, tick)
+    images = (flat + header.low).astype(header.dtype).reshape(-1, *header.shape)
+    if header.raw:
+        images[list(header.raw)] = _raw(kept, header).reshape(-1, *header.shape)
+    return images
+
+
+@contextmanager
+def opened(model: Model, profile: Profile, header: Header) -> Generator[None]:
+    """Check that a file is this model's and decodes here, and compute on its number of threads."""
+    if header.model != _hash(model, profile):
+        raise CodecError(
+            "this file was made with another model, another checkpoint of it, or after preparing "
+            "it otherwise: decompress it with the one that compressed it"
+        )
+    form = model.format
+    wanted = (form.shape, str(form.dtype), int(form.low), (form.levels or 0) - 1)
+    most = len(profile.sigmas) if header.kind == "bits-back" else len(profile.steps) - 1
+    if wanted != (header.shape, header.dtype, header.low, header.top) or header.levels > most:
+        raise CodecError(f"this file's images are not the model's, {form.describe()}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(header.threads)
+    try:
+        if header.probe != _probe(model, profile, header):
+            raise CodecError(
+                "this machine computes other last digits than the one this file was made on, and "
+                "would decode it into noise: use the same kind of processor and versions"
+            )
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def walker_of(model: Model, profile: Profile, header: Header) -> Lossy:
+    """Return what decodes the levels of a lossy or staged file."""
+    return _walker(model, profile, header)
+
+
+def as_pictures(model: Model, pictures: np.ndarray) -> RawImages:
+    """Return pictures [n, d] in [-1, 1] as raw images."""
+    x = torch.from_numpy(pictures).reshape(-1, *model.format.shape)
+    return from_model(x, model.format)
+
+
+def long_words(data: bytes) -> Words:
+    """Undo `_short`."""
+    return np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+
+
+def _short(words: Words) -> bytes:
+    """Return words as bytes, without those at the end that are 0 anyway."""
+    return words.astype(">u4").tobytes().rstrip(b"\0")
+
+
+def _packed(header: Header, sections: list[bytes], images: RawImages) -> Packed:
+    container = Container(header, sections)
+    return Packed(container, container.to_bytes(), images)
+
+
+def _raw(kept: bytes, header: Header) -> RawImages:
+    size = len(header.raw) * math.prod(header.shape) * np.dtype(header.dtype).itemsize
+    try:
+        plain = zlib.decompressobj().decompress(kept, size + 1)
+    except zlib.error as error:
+        raise CodecError("this file is damaged: its raw images cannot be read") from error
+    if len(plain) != size:
+        raise CodecError("this file is damaged: its raw images have another size")
+    return np.frombuffer(plain, header.dtype)
+
+
+def _lossless(model: Model, profile: Profile, header: Header) -> Lossless:
+    lattice = Lattice(profile.every(header.levels))
+    asker = _asker(model, profile, header)
+    return Lossless(asker, lattice, header.top, _prior_std(model, lattice.sigmas[0]))
+
+
+def _walker(model: Model, profile: Profile, header: Header) -> Lossy:
+    sigmas = [profile.sigmas[place] for place in profile.steps[: header.levels + 1]]
+    return Lossy(_asker(model, profile, header), sigmas, _prior_std(model, sigmas[0]))
+
+
+def _asker(model: Model, profile: Profile, header: Header) -> Asker:
+    return Asker(model.denoiser, profile, header.shape, min(header.batch, header.count))
+
+
+def _prior_std(model: Model, sigma: float) -> float:
+    denoise = model.denoiser
+    return math.sqrt(sigma**2 + float(denoise.prior.var) - denoise.range.high**2)
+
+
+def _named(model: Model, profile: Profile, header: Header) -> Header:
+    probe = _probe(model, profile, header)
+    return replace(header, model=_hash(model, profile), probe=probe)
+
+
+def _hash(model: Model, profile: Profile) -> bytes:
+    words = (model.fingerprint, str(model.recipe), str(model.format), repr(profile))
+    return hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
+
+
+def _probe(model: Model, profile: Profile, header: Header) -> bytes:
+    """What this machine computes: the network's answer at one level."""
+    ask = _asker(model, profile, header)
+    d = math.prod(header.shape)
+    x = np.random.Generator(np.random.Philox(1)).standard_normal((ask.batch, d))
+    answer = ask(x, profile.sigmas[len(profile.sigmas) // 2])
+    told = hashlib.blake2b(answer.mean.tobytes(), digest_size=4)
+    told.update(answer.var.tobytes())
+    return told.digest()
+
+
+def _shares(tick: Tick, parts: int) -> Tick:
+    """Tell of whole images, though the work is done level by level for all of them."""
+    done = told = 0.0
+
+    def part(images: int) -> None:
+        nonlocal done, told
+        done += images / parts
+        whole = int(done + 1e-9)
+        tick(whole - int(told))
+        told = whole
+
+    return part
+
+
+def _ticked(shown: Iterator[Shown], tick: Tick, count: int) -> Iterator[Shown]:
+    for one in shown:
+        tick(count)
+        yield one

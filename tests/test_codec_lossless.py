@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from codec_helpers import as_it_is
 from flow_helpers import F64
 from likelihood_helpers import Known
 from oracles import GaussianOracle
@@ -37,9 +38,14 @@ def known(low: float = LOW) -> Known:
 
 
 def coder(streams: int = 2, levels: int = 12, fineness: float = 1.5) -> Lossless:
-    lattice = Lattice.of(geometric(levels, LOW, HIGH), fineness)
-    ask = Asker(known(), (SIZE,), streams)
-    return Lossless(ask, lattice, TOP, math.sqrt(STD**2 + HIGH**2))
+    return coder_of(known(), streams, levels, fineness)
+
+
+def coder_of(denoise: Known, streams: int, levels: int, fineness: float = 1.5) -> Lossless:
+    """That of a denoiser whose variances are right as they are."""
+    sigmas = tuple(geometric(levels, denoise.low, HIGH)[:-1].tolist())
+    ask = Asker(denoise, as_it_is(sigmas), (SIZE,), streams)
+    return Lossless(ask, Lattice(sigmas, fineness), TOP, math.sqrt(denoise.prior_var))
 
 
 @pytest.mark.parametrize(("count", "streams"), [(1, 1), (5, 2), (7, 3), (2, 4)])
@@ -102,8 +108,7 @@ def test_an_image_far_from_what_the_model_knows_is_left_out() -> None:
 
     sure = Sure(known().oracle, 1e-3, HIGH, 1.0 + HIGH**2, 1e-4)
     original[[0, 1, 3, 4]] = 127
-    lattice = Lattice.of(geometric(8, 1e-3, HIGH), 1.5)
-    one = Lossless(Asker(sure, (SIZE,), 2), lattice, TOP, math.sqrt(1 + HIGH**2))
+    one = coder_of(sure, 2, 8)
     words, left_out = one.encode(original)
     assert left_out == [2]
     back = one.decode(words, 5, left_out)
@@ -133,8 +138,7 @@ def test_an_answer_that_is_not_finite_reaches_no_coder() -> None:
             answer = super().__call__(x, sigma)
             return Gaussian(answer.mean * math.nan, answer.var)
 
-    ask = Asker(Broken(known().oracle, LOW, HIGH, 1.0), (SIZE,), 1)
-    one = Lossless(ask, Lattice.of(geometric(8, LOW, HIGH)), TOP, HIGH)
+    one = coder_of(Broken(known().oracle, LOW, HIGH, 1.0), 1, 8)
     with pytest.raises(CodecError, match=r"answer at sigma 0\.01 is not finite"):
         one.encode(images(1))
     stack = Stack(np.arange(64, dtype=np.uint32), fresh=True)
@@ -145,7 +149,7 @@ def test_an_answer_that_is_not_finite_reaches_no_coder() -> None:
         with pytest.raises(CodecError, match="not finite"):
             stack.pop(mean, std)
     with pytest.raises(ValueError, match="at most 1 images"):
-        ask(np.zeros((2, SIZE)), 1.0)
+        one.ask(np.zeros((2, SIZE)), LOW)
 
 
 def test_a_stack_gives_back_what_was_pushed_and_its_length_is_their_surprise() -> None:

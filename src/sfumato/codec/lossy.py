@@ -31,9 +31,10 @@ from sfumato.randomness import Noise, Purpose, derive_seed
 
 CHUNK_BITS = 11.0
 """What a chunk is expected to cost: candidates enough for most of what is drawn."""
-_SPLITS = 4
-"""A level is cut into 1, 2, 4 or 8 times as many chunks as expected, where it costs more."""
-_SPLIT_MEAN, _SPLIT_STD = -0.4, 0.45
+_RATIOS = (-4, 10)
+"""What an image's level really costs over what was expected, in powers of sqrt(2): it is told."""
+_FIRST_RATIO, _NEXT_RATIO = 1.1, 0.5
+"""How far it is off what is expected: 0 at first, then that of the level before."""
 
 _OTHERWISE = (
     "this file did not decode to what was coded: it is damaged, or this machine computes other "
@@ -92,14 +93,17 @@ class Lossy:
         """
         book = self._book
         x = self._start(len(images))
-        coder = _Sink()
+        coder, ratios = _Sink(), [0] * len(images)
         for index in range(len(self.sigmas) - 1):
             answer = self._answers(x, index)
             for image in range(len(images)):
                 step = self._step(index, x[image], answer, image)
                 keep = (self.sigmas[index + 1] / self.sigmas[index]) ** 2
                 wanted = keep * x[image] + (1 - keep) * images[image]
-                z = self._send(coder, book, step, (wanted - step.mean) / step.std, index, image)
+                mean = (wanted - step.mean) / step.std
+                z, ratios[image] = self._send(
+                    coder, book, step, mean, ratios[image], (index, image)
+                )
                 x[image] = step.mean + step.std * z
             tick(len(images))
         answer = self._answers(x, len(self.sigmas) - 1)
@@ -133,7 +137,7 @@ class Lossy:
     def _decode(
         self, source: _Source, count: int, *, more: bool = False
     ) -> Iterator[tuple[Shown, Answer]]:
-        book = self._book
+        book, ratios = self._book, [0] * count
         x = self._start(count)
         for index in range(len(self.sigmas)):
             answer = self._answers(x, index)
@@ -143,7 +147,9 @@ class Lossy:
             try:
                 for image in range(count):
                     step = self._step(index, x[image], answer, image)
-                    z = self._receive(source, book, step, index, image)
+                    z, ratios[image] = self._receive(
+                        source, book, step, ratios[image], (index, image)
+                    )
                     x[image] = step.mean + step.std * z
             except CodecError:
                 if source.cut_short:  # read past its end
@@ -162,7 +168,7 @@ class Lossy:
 
     @property
     def _book(self) -> Codebook:
-        return Codebook(math.prod(self.ask.shape))
+        return Codebook()
 
     def _start(self, count: int) -> Real:
         noise = Noise(tuple(derive_seed(self.seed, "codec", i) for i in range(count)))
@@ -185,45 +191,45 @@ class Lossy:
         mean = keep * x + (1 - keep) * answer.mean[image]
         return Step(mean, np.sqrt(var), ratio, -np.log2(ratio))
 
-    def _chunks(self, step: Step, splits: int, index: int, image: int) -> Chunks:
-        whole = max(1, round(float(step.expected.sum()) / CHUNK_BITS))
-        count = min(whole << splits, len(step.mean))
+    def _chunks(self, step: Step, ratio: int, where: tuple[int, int]) -> Chunks:
+        told = float(step.expected.sum()) * 2 ** (ratio / 2)
+        count = min(max(1, round(told / CHUNK_BITS)), len(step.mean))
         # The weights are never 0, so that no chunk is empty.
         weights = step.expected + 1e-9
-        return Chunks.of(weights, count, derive_seed(self.seed, "chunks", index, image))
+        return Chunks.of(weights, count, derive_seed(self.seed, "chunks", *where))
 
     def _send(
-        self, coder: _Sink, book: Codebook, step: Step, mean: Real, index: int, image: int
-    ) -> Real:
-        """Code a sample of N(mean, ratio^2) and return it, [d]."""
-        actual = kl_bits(mean, step.ratio)
-        expected = max(float(step.expected.sum()), CHUNK_BITS)
-        over = math.log2(max(float(actual.sum()) / (1.35 * expected), 1.0))
-        splits = min(math.ceil(over), _SPLITS - 1)
-        coder.code(splits, _splits())
-        chunks = self._chunks(step, splits, index, image)
-        clock = np.random.Generator(np.random.Philox(derive_seed(self.seed, "race", index, image)))
+        self, coder: _Sink, book: Codebook, step: Step, mean: Real, before: int,
+        where: tuple[int, int],
+    ) -> tuple[Real, int]:  # fmt: skip
+        """Code a sample of N(mean, ratio^2); return it, [d], and what it cost as a ratio."""
+        actual, expected = float(kl_bits(mean, step.ratio).sum()), float(step.expected.sum())
+        ratio = round(2 * math.log2(max(actual, 1e-9) / max(expected, 1e-9)))
+        ratio = min(max(ratio, _RATIOS[0]), _RATIOS[1])
+        coder.code(ratio, _ratio_model(before, where[0]))
+        chunks = self._chunks(step, ratio, where)
+        clock = np.random.Generator(np.random.Philox(derive_seed(self.seed, "race", *where)))
         places = np.zeros(len(chunks), np.int64)
         out = np.zeros(len(mean))
         for number, part in enumerate(chunks.slices()):
             at = chunks.order[part]
-            signs = chunks.signs[part]
-            places[number] = choose(book, mean[at] * signs, step.ratio[at], clock)
-            out[at] = signs * book.window(int(places[number]), len(at))
+            signs, begins = chunks.signs[part], chunks.begins[part]
+            places[number] = choose(book, mean[at] * signs, step.ratio[at], begins, clock)
+            out[at] = signs * book.candidate(int(places[number]), begins)
         octave, rest = _split(places)
-        coder.code(octave, _octaves(), *self._octave_model(step, chunks, splits))
+        coder.code(octave, _octaves(), *_octave_model(step, chunks, ratio))
         wide = octave > 0
         if wide.any():
             uniform = constriction().stream.model.Uniform()
             coder.code(rest[wide], uniform, (1 << octave[wide]).astype(np.int32))
-        return out
+        return out, ratio
 
     def _receive(
-        self, decoder: _Source, book: Codebook, step: Step, index: int, image: int
-    ) -> Real:
-        splits = int(decoder.code(None, _splits()))
-        chunks = self._chunks(step, splits, index, image)
-        octave = decoder.code(None, _octaves(), *self._octave_model(step, chunks, splits))
+        self, decoder: _Source, book: Codebook, step: Step, before: int, where: tuple[int, int]
+    ) -> tuple[Real, int]:
+        ratio = int(decoder.code(None, _ratio_model(before, where[0])))
+        chunks = self._chunks(step, ratio, where)
+        octave = decoder.code(None, _octaves(), *_octave_model(step, chunks, ratio))
         rest = np.zeros(len(chunks), np.int32)
         wide = octave > 0
         if wide.any():
@@ -235,15 +241,17 @@ class Lossy:
             at = chunks.order[part]
             if place >= book.count:
                 raise CodecError(_OTHERWISE)
-            out[at] = chunks.signs[part] * book.window(place, len(at))
-        return out
+            out[at] = chunks.signs[part] * book.candidate(place, chunks.begins[part])
+        return out, ratio
 
-    def _octave_model(self, step: Step, chunks: Chunks, splits: int) -> tuple[Real, Real]:
-        # A level that was split costs more than expected: its chunks are full.
-        factor = 1.0 if splits == 0 else 1.35 * 0.75 * 2**splits
-        bits = [factor * float(step.expected[chunks.order[part]].sum()) for part in chunks.slices()]
-        model = [place_model(round(max(b, 0.5), 3)) for b in bits]
-        return np.array([m for m, _ in model]), np.array([s for _, s in model])
+
+def _octave_model(step: Step, chunks: Chunks, ratio: int) -> tuple[Real, Real]:
+    bits = [
+        2 ** (ratio / 2) * float(step.expected[chunks.order[part]].sum())
+        for part in chunks.slices()
+    ]
+    model = [place_model(b) for b in bits]
+    return np.array([m for m, _ in model]), np.array([s for _, s in model])
 
 
 class _Sink:
@@ -300,8 +308,9 @@ class _Source:
             raise CodecError(_OTHERWISE)
 
 
-def _splits() -> Any:
-    return constriction().stream.model.QuantizedGaussian(0, _SPLITS - 1, _SPLIT_MEAN, _SPLIT_STD)
+def _ratio_model(before: int, index: int) -> Any:
+    std = _NEXT_RATIO if index else _FIRST_RATIO
+    return constriction().stream.model.QuantizedGaussian(*_RATIOS, float(before), std)
 
 
 def _octaves() -> Any:

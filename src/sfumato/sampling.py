@@ -64,9 +64,10 @@ def _walk(
 ) -> Iterator[Step]:
     state = solver.start(x, grid)
     levels, last = grid.tolist(), len(grid) - 2
+    quiet = torch.no_grad()
     for index, (sigma, sigma_next) in enumerate(pairwise(grid.unbind())):
         here = None if noise is None else noise.at(index)
-        with torch.no_grad():
+        with quiet:
             x, state = solver.step(denoise, x, sigma, sigma_next, state, here)
             if index == last or x.device.type == "cpu":
                 _check_finite(x, sigma, sigma_next)

@@ -17,15 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfumato.codec.lattice import Answer, Asker, Lattice
+from sfumato.codec.queue import OTHERWISE
 from sfumato.codec.stack import OutOfReachError, Stack, Whole, Words, tail
 from sfumato.errors import CodecError
 
 _FIRST_BITS = 64
 """Bits a value that the stack starts with: more than is ever popped before something is pushed."""
-_OTHERWISE = (
-    "this file did not decode to what was coded: it is damaged, or this machine computes other "
-    "last digits than the one it was made on"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +87,13 @@ class Lossless:
                 try:
                     images[row] = self._pop_row([stacks[i % self.streams] for i in row])
                 except OutOfReachError:
-                    raise CodecError(_OTHERWISE) from None
+                    raise CodecError(OTHERWISE) from None
             tick(min(self.streams, count - first))
         first_words = np.append(self._first_words, np.uint32(1))
         for stack in stacks:
             left = stack.words(all_of_it=True)
             if not np.array_equal(left, first_words[-len(left) :]):
-                raise CodecError(_OTHERWISE)
+                raise CodecError(OTHERWISE)
         return images
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.codec.lattice import Answer, Asker
+from sfumato.codec.queue import OTHERWISE, Sink, Source
 from sfumato.codec.relative_entropy import (
     CANDIDATES_LOG2,
     Chunks,
@@ -35,11 +36,6 @@ _RATIOS = (-4, 10)
 """What an image's level really costs over what was expected, in powers of sqrt(2): it is told."""
 _FIRST_RATIO, _NEXT_RATIO = 1.1, 0.5
 """How far it is off what is expected: 0 at first, then that of the level before."""
-
-_OTHERWISE = (
-    "this file did not decode to what was coded: it is damaged, or this machine computes other "
-    "last digits than the one it was made on"
-)
 
 Tick = Callable[[int], object]
 
@@ -93,7 +89,7 @@ class Lossy:
         """
         book = self._book
         x = self._start(len(images))
-        coder, ratios = _Sink(), [0] * len(images)
+        coder, ratios = Sink(), [0] * len(images)
         for index in range(len(self.sigmas) - 1):
             answer = self._answers(x, index)
             for image in range(len(images)):
@@ -117,14 +113,14 @@ class Lossy:
 
         Raises CodecError where they do not go to the end though they are the `whole`.
         """
-        for shown, _ in self._decode(_Source(words, mirrored=not whole), count):
+        for shown, _ in self._decode(Source(words, mirrored=not whole), count):
             yield shown
 
     def decode_values(
         self, words: Words, count: int, top: int, tick: Tick = lambda n: None
     ) -> Whole:
         """Return the values [count, d] of a stream that ends with them."""
-        source = _Source(words)
+        source = Source(words)
         last: Answer | None = None
         for _, answer in self._decode(source, count, more=True):
             last = answer
@@ -135,7 +131,7 @@ class Lossy:
         return np.stack(found).astype(np.int64)
 
     def _decode(
-        self, source: _Source, count: int, *, more: bool = False
+        self, source: Source, count: int, *, more: bool = False
     ) -> Iterator[tuple[Shown, Answer]]:
         book, ratios = self._book, [0] * count
         x = self._start(count)
@@ -199,7 +195,7 @@ class Lossy:
         return Chunks.of(weights, count, derive_seed(self.seed, "chunks", *where))
 
     def _send(
-        self, coder: _Sink, book: Codebook, step: Step, mean: Real, before: int,
+        self, coder: Sink, book: Codebook, step: Step, mean: Real, before: int,
         where: tuple[int, int],
     ) -> tuple[Real, int]:  # fmt: skip
         """Code a sample of N(mean, ratio^2); return it, [d], and what it cost as a ratio."""
@@ -225,7 +221,7 @@ class Lossy:
         return out, ratio
 
     def _receive(
-        self, decoder: _Source, book: Codebook, step: Step, before: int, where: tuple[int, int]
+        self, decoder: Source, book: Codebook, step: Step, before: int, where: tuple[int, int]
     ) -> tuple[Real, int]:
         ratio = int(decoder.code(None, _ratio_model(before, where[0])))
         chunks = self._chunks(step, ratio, where)
@@ -240,7 +236,7 @@ class Lossy:
         for part, place in zip(chunks.slices(), places.tolist(), strict=True):
             at = chunks.order[part]
             if place >= book.count:
-                raise CodecError(_OTHERWISE)
+                raise CodecError(OTHERWISE)
             out[at] = chunks.signs[part] * book.candidate(place, chunks.begins[part])
         return out, ratio
 
@@ -252,60 +248,6 @@ def _octave_model(step: Step, chunks: Chunks, ratio: int) -> tuple[Real, Real]:
     ]
     model = [place_model(b) for b in bits]
     return np.array([m for m, _ in model]), np.array([s for _, s in model])
-
-
-class _Sink:
-    """A queue of numbers on their way into words."""
-
-    def __init__(self) -> None:
-        self._coder: Any = constriction().stream.queue.RangeEncoder()
-
-    def code(self, numbers: Any, model: Any, *parameters: Any) -> None:
-        """Append numbers under a model."""
-        self._coder.encode(numbers.astype(np.int32) if hasattr(numbers, "astype") else numbers,
-                           model, *parameters)  # fmt: skip
-
-    def words(self) -> Words:
-        """Return all of it."""
-        return self._coder.get_compressed()
-
-
-class _Source:
-    """Words on their way back into numbers; `mirrored` where they may be the beginning only.
-
-    What was read is then coded again, which tells how many words it took.
-    """
-
-    def __init__(self, words: Words, *, mirrored: bool = False) -> None:
-        queue = constriction().stream.queue
-        self._coder: Any = queue.RangeDecoder(words)
-        self._mirror: Any = queue.RangeEncoder() if mirrored else None
-        self._length = len(words)
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the words may be the beginning only."""
-        return self._mirror is not None
-
-    @property
-    def sure(self) -> bool:
-        """Whether all that was read stood in the words: the coder looks two words ahead."""
-        return self._mirror is None or self._mirror.num_words() + 2 <= self._length
-
-    def code(self, _: None, model: Any, *parameters: Any) -> Any:
-        """Read what `_Sink.code` appended."""
-        try:
-            numbers = self._coder.decode(model, *parameters)
-        except (AssertionError, ValueError):
-            raise CodecError(_OTHERWISE) from None
-        if self._mirror is not None:
-            self._mirror.encode(numbers, model, *parameters)
-        return numbers
-
-    def finish(self) -> None:
-        """Raise CodecError unless everything was read."""
-        if not self._coder.maybe_exhausted():
-            raise CodecError(_OTHERWISE)
 
 
 def _ratio_model(before: int, index: int) -> Any:

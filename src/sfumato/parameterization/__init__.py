@@ -2,10 +2,8 @@
 
 from sfumato.parameterization.adapted import (
     Adapted,
-    EDMProcess,
     Head,
     Process,
-    edm_preconditioned,
     predicts_mean,
     predicts_noise,
     predicts_score,
@@ -14,6 +12,7 @@ from sfumato.parameterization.adapted import (
     unit_gaussian,
     zero_variance,
 )
+from sfumato.parameterization.edm import EDMProcess, edm_preconditioned
 from sfumato.parameterization.learned import Between, Free, learned_variance
 
 __all__ = [

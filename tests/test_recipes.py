@@ -21,7 +21,7 @@ from sfumato.networks.config import ADMConfig, UNetConfig
 from sfumato.recipes import build
 from sfumato.recipes.config import EmaConfig, NoiseConfig, OptimizerConfig, ProcessConfig, Recipe
 from sfumato.recipes.model import Model
-from sfumato.recipes.plan import plan_of
+from sfumato.recipes.plan import objective_of, plan_of
 from sfumato.recipes.presets import names, recipe
 from sfumato.recipes.preview import Preview, preview_sampler
 from sfumato.recipes.progress import Every, Progress
@@ -32,6 +32,7 @@ from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import difference, from_toml, to_toml
 from sfumato.training.loop import Record, train
+from sfumato.training.objectives import DDIMBound, MeanError
 from sfumato.training.optimizer import NoDecay
 from sfumato.training.state import TrainState
 
@@ -214,6 +215,8 @@ LADDER = {"process": ProcessConfig(kind="ladder"), "noise": NoiseConfig(draws="l
             "taught by the objectives hybrid and bound, not by",
         ),
         ({"objective": "hybrid"}, "the objective hybrid needs a ladder"),
+        ({"objective": "mean"}, "the objective mean needs a ladder"),
+        ({"bound_eta": 0.0}, r"bound_eta lies in \(0, 1\], not 0.0"),
         (
             {
                 **LADDER,
@@ -388,13 +391,14 @@ def test_progress_tells_the_share_waited() -> None:
 
 DRAWS = {"edm": "log-normal", "vp": "time", "subvp": "time", "ve": "log-uniform"}
 PREDICTS = ("edm", "noise", "x0", "v", "mean", "score")
-OBJECTIVES = ("edm", "simple", "bound", "v", "x0", "min-snr")
+OF_A_LADDER = ("bound", "ddim-bound", "mean")
+OBJECTIVES = ("edm", "simple", "v", "x0", "min-snr", *OF_A_LADDER)
 
 
 def meaningful(kind: str, predicts: str, objective: str) -> bool:
     if (kind == "edm") != (predicts == "edm"):
         return False
-    return kind in LADDERS or (predicts != "mean" and objective != "bound")
+    return kind in LADDERS or (predicts != "mean" and objective not in OF_A_LADDER)
 
 
 def combination(kind: str, predicts: str, objective: str) -> Recipe:
@@ -423,7 +427,16 @@ def test_every_meaningful_combination_trains_and_the_others_are_refused(kind: st
                 continue
             fitted(combination(kind, predicts, objective))
             count += 1
-    assert count == {"edm": 5, "ladder": 30, "ncsn": 30}.get(kind, 20)
+    assert count == {"edm": 5, "ladder": 40, "ncsn": 40}.get(kind, 20)
+
+
+def test_objectives_of_neighbouring_levels_know_their_ladder() -> None:
+    chosen = replace(combination("ladder", "noise", "ddim-bound"), bound_eta=0.4)
+    found = objective_of(chosen, 1 / 255)
+    assert isinstance(found, DDIMBound)
+    assert found.eta == 0.4
+    assert len(found.levels) == 8
+    assert isinstance(objective_of(replace(chosen, objective="mean"), 1 / 255), MeanError)
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,13 @@ def jpeg_of(images: Uint8, form: str, quality: int) -> tuple[float, float]:
         data = memory.getvalue()
         back = np.asarray(Image.open(io.BytesIO(data)).convert("L" if image.ndim == 2 else "RGB"))
         miss += float(np.square(back.astype(float) - image).mean())
-        # JPEG: what follows the last marker before the scan; its tables are not counted.
-        start = data.rindex(b"\xff\xda") + 8 + (2 if image.ndim == 2 else 6)
-        total += len(data) - start if form == "JPEG" else len(data) - CONTAINERS[form]
+        total += _scan(data, image.ndim) if form == "JPEG" else len(data) - CONTAINERS[form]
     return total / len(images), math.sqrt(miss / len(images))
+
+
+def _scan(data: bytes, dimensions: int) -> int:
+    """Bytes of a JPEG after the last marker: its tables and headers are not counted."""
+    return len(data) - data.rindex(b"\xff\xda") - (10 if dimensions == 2 else 14)
 
 
 def at_rmse(points: list[tuple[float, float]], wanted: float) -> float:
@@ -136,6 +139,11 @@ def main() -> None:
         assert (back == packed.images).all()
         return packed, (middle - start) / len(images), (end - middle) / len(images)
 
+    some, shown = raw[: args.lossy], plain[: args.lossy]
+    others = {
+        form: [jpeg_of(shown, form, quality) for quality in (1, 3, 6, 12, 25, 50, 75, 90, 97)]
+        for form in ("JPEG", "WEBP")
+    }
     x0 = torch.from_numpy(raw).to(torch.float64) / 127.5 - 1
     levels = model.denoiser.range.levels
     assert levels is not None
@@ -165,11 +173,6 @@ def main() -> None:
         f"| WebP, lossless | {bits * webp:.3f} | | |",
         f"| PNG | {bits * coded(plain, 'PNG', optimize=True):.3f} | | |",
     ]
-    some, shown = raw[: args.lossy], plain[: args.lossy]
-    others = {
-        form: [jpeg_of(shown, form, quality) for quality in (1, 3, 6, 12, 25, 50, 75, 90, 97)]
-        for form in ("JPEG", "WEBP")
-    }
     lossy: list[str] = []
     measured: list[tuple[float, float]] = []
     most = len(profile.steps) - 1

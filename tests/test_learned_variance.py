@@ -230,3 +230,19 @@ def test_level_term_takes_a_negative_variance_of_x0() -> None:
     answer = denoise(x, sigma)
     assert (answer.var < 0).all()
     assert (level_term(x0, x, answer, sigma, s) > 0).all()
+
+
+def test_a_free_variance_is_that_of_the_ladders_step_on_any_grid() -> None:
+    """The var of x0 that makes the ladder's own step right, not one read into a larger step."""
+    x = torch.randn(2, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(3))
+    denoise = learned_variance(two_outputs(0.25), LEVELS, Free())  # the output is -0.5
+    few = LEVELS.sigma[[0, 300, 600, 999]].flip(0)
+    for index in (300, 600, 999):
+        sigma, s = LEVELS.sigma[index], LEVELS.sigma[index - 1]
+        own = denoise(x, sigma)
+        step = transition(own, x, sigma, s).var
+        torch.testing.assert_close(step, torch.full_like(step, math.exp(-0.5)) * (1 + s**2))
+        bound = denoise.on(few)(x, sigma)
+        torch.testing.assert_close(bound.var, own.var.clamp(min=0))
+        whole = denoise.on(LEVELS.sigma.flip(0))(x, sigma)
+        torch.testing.assert_close(whole.var, own.var, rtol=0, atol=0)

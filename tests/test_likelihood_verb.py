@@ -163,6 +163,26 @@ def test_a_sub_sequence_another_variance_and_the_published_decoder(
     assert "needs two levels at least" in capsys.readouterr().err
 
 
+def test_what_is_in_the_cache_is_of_these_levels_only(tmp_path: Path) -> None:
+    """Numbers of levels whose first two and whose count are the same are other levels still."""
+    recipe = small("ddpm-tiny", steps=2)
+    made = open_run(tmp_path / "run", array_file(tmp_path), recipe)
+    for _ in made.steps():
+        pass
+    out = tmp_path / "run" / "likelihood" / "likelihood.json"
+    grids = {count: work.bound_grid(load(tmp_path / "run").denoiser.range, count).tolist()
+             for count in (65, 66)}  # fmt: skip
+    assert grids[65][:2] == grids[66][:2]
+    assert len(grids[65]) == len(grids[66])
+    assert grids[65] != grids[66]
+    found: list[float] = []
+    for count in (65, 66):
+        words = command(tmp_path / "run", "--steps", str(count), "--all-levels", "--no-gap")
+        assert main([*words, "--flow", "0", "--force"]) == 0
+        found.append(json.loads(out.read_text())["sets"][0]["levels"]["bits"])
+    assert found[0] != found[1]
+
+
 def test_a_learned_variance_is_not_replaced(run: Path, capsys: Capture) -> None:
     assert main(command(run, "--variance", "zero")) == 2
     assert "has learned its variance" in capsys.readouterr().err

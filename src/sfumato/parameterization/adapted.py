@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,13 @@ class Process(Protocol):
 
 
 class Head(Protocol):
-    """What the second half of the output of a network that learns its variance means."""
+    """What the second half of the output of a network that learns its variance means.
+
+    `respaced`: whether it tells of the step to the next lower level of whatever grid is bound, or
+    of that of the ladder it was trained on.
+    """
+
+    respaced: ClassVar[bool]
 
     def variance(self, out: Tensor, sigma: Tensor, levels: Tensor) -> Tensor:
         """Return var of x0 [B, *data] at sigma [] or [B]; `levels` ascend, sigma is one of them."""
@@ -160,7 +166,11 @@ class Adapted:
                 f"the network gives {out.shape[1]} for {x.shape[1]} channels"
             )
         out, variance = out.chunk(2, 1)
-        var = self.head.variance(variance, sigma, levels)
+        ladder = self.range.levels
+        if self.head.respaced or ladder is None or torch.equal(levels, ladder):
+            var = self.head.variance(variance, sigma, levels)
+        else:  # below 0 it could make the variance of a larger step negative
+            var = self.head.variance(variance, sigma, ladder).clamp(min=0)
         return Gaussian(_mixed(x, out, c_skip, c_out), var.to(x.dtype))
 
 

@@ -8,6 +8,7 @@ of x0. Its published bounds are var = 0 (DDPM's beta-tilde) and the variance of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Between:
     only the step's variance is positive. At the first level, where the lower bound is 0, that is
     the second level's (Improved DDPM's code).
     """
+
+    respaced: ClassVar[bool] = True
 
     def variance(self, out: Tensor, sigma: Tensor, levels: Tensor) -> Tensor:
         """Return s^2 (1 - k) expm1(fraction log(beta / beta-tilde)) / (1 - k)^2."""
@@ -44,7 +47,12 @@ class Between:
 
 @dataclass(frozen=True)
 class Free:
-    """The logarithm of the step's variance itself, in x_t's units (DDPM Table 2, "learned")."""
+    """The logarithm of the step's variance itself, in x_t's units (DDPM Table 2, "learned").
+
+    It is that of the ladder's own step, from which the var of x0 follows for any other.
+    """
+
+    respaced: ClassVar[bool] = False
 
     def variance(self, out: Tensor, sigma: Tensor, levels: Tensor) -> Tensor:
         """Return the var of x0 whose step has variance exp(out) (1 + s^2)."""

@@ -252,7 +252,7 @@ class Measurer:
             "how": how,
             "seed": self.asked.seed,
             "decoder": self.decoder_var or 0.0,
-            "grid": [float(level) for level in self.grid[:2]] + [len(self.grid)],
+            "grid": self.grid.tolist(),
             "variance": self.asked.variance or "",
             "tanh": self.asked.tanh,
         }

@@ -10,6 +10,8 @@ from sfumato.recipes.ablations.table import Ablation, Cell, check_length
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import recipe
 
+_ALL = 1_000_000
+"""Checkpoints kept: an interrupted training saves others between those that are looked at."""
 LOOKS = 4
 """Times a training is looked at: after an eighth of its images, a quarter, a half, and all."""
 
@@ -39,7 +41,7 @@ def scaling(images: int, widths: Sequence[int] = (8, 16, 32), looks: int = LOOKS
         "Improved DDPM's Figure 10 at a small size: L_hybrid, cosine levels, networks of several "
         "widths, each looked at while its training goes on at a constant learning rate."
     )
-    return Ablation("Width and training time", about, rows, columns, cells, True, first, shares[0])
+    return Ablation("Width and training time", about, rows, columns, cells, True, first, _ALL)
 
 
 def _recipe(width: int, steps: int) -> Recipe:

@@ -239,7 +239,7 @@ def step_bytes(model: object, profile: object, x0: Tensor, quality: int) -> floa
     """Bytes an image that the bound gives to the levels of a quality."""
     denoise = Calibrated(model.denoiser, profile)  # type: ignore[attr-defined]
     places = profile.steps[: quality + 1]  # type: ignore[attr-defined]
-    grid = torch.tensor([profile.sigmas[p] for p in places]).double()  # type: ignore[attr-defined]
+    grid = torch.tensor([profile.sigmas[p] for p in places], dtype=torch.float64)  # type: ignore[attr-defined]
     bound = elbo(denoise, x0, grid, noise_for(0, len(x0)))
     return float(bound.levels.sum(1).mean()) / math.log(2) / 8
 

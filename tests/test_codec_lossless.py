@@ -13,7 +13,7 @@ from flow_helpers import F64
 from likelihood_helpers import Known
 from oracles import GaussianOracle
 from sfumato.codec import Asker, Lattice, Lossless
-from sfumato.codec.stack import OutOfReachError, Stack, tail
+from sfumato.codec.stack import OutOfReachError, Stack
 from sfumato.errors import CodecError
 from sfumato.gaussian import Gaussian
 from sfumato.likelihood import elbo
@@ -177,9 +177,15 @@ def test_popped_numbers_have_the_distribution_asked_for() -> None:
     words = np.random.default_rng(1).integers(0, 2**32, 40_000, dtype=np.uint32)
     stack = Stack(words, fresh=True)
     n, std = 100_000, 2.0
-    values = stack.pop(np.full(n, 0.3), np.full(n, std), tail(std)) - 0.3
+    values = stack.pop_near(np.full(n, 0.3), std) - 0.3
     assert float(values.mean()) == pytest.approx(0, abs=4 * std / n**0.5)
     assert float(values.std()) == pytest.approx(math.sqrt(std**2 + 1 / 12), rel=0.01)
     kurtosis = float((values**4).mean() / (values**2).mean() ** 2)
     assert kurtosis == pytest.approx(3, abs=0.1)
-    assert np.abs(values).max() <= tail(std) + 1
+    assert np.abs(values).max() <= 9 * std + 2
+    wide = np.full(100, 4000.0)  # farther than 512 cells off: the reach grows with it
+    far = np.rint(wide * np.random.default_rng(0).standard_normal(100)).astype(np.int64)
+    stack.push(far, np.zeros(100), wide)
+    assert (stack.pop(np.zeros(100), wide) == far).all()
+    with pytest.raises(CodecError, match="does not end like one"):
+        Stack(np.array([1, 2, 0], np.uint32))

@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfumato.codec import Profile
-    from sfumato.recipes.compression import Packed
+    from sfumato.recipes.compression import Effort, Packed
     from sfumato.recipes.model import Model, RawImages
 
 _SUFFIX = ".sfu"
@@ -23,6 +23,7 @@ _KINDS = {
     "bits-back": "bits-back coding",
     "staged": "all noise levels, then the pixels: smaller than bits-back for so few images",
     "lossy": "noise levels",
+    "plain": "zlib: the model does not know such images",
 }
 
 
@@ -44,11 +45,12 @@ class CompressOptions:
     """Print what each quality is expected to cost and to look like, and stop."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """The first so many images; all if not given."""
-    levels: int = 48
-    """Noise levels to code through without loss: more take longer and need fewer bits."""
-    streams: int = 0
-    """Images coded at once without loss: faster, and each stream costs first bits; 0: one per 100
-    images."""
+    levels: int | None = None
+    """Noise levels to code through without loss: more take longer and need fewer bits; 48 if not
+    given."""
+    streams: int | None = None
+    """Images coded at once without loss: faster, and each stream costs first bits; one per 100
+    images if not given."""
     size: tuple[int, int] | None = None
     """Crop images to height and width."""
     channels: int | None = None
@@ -56,7 +58,7 @@ class CompressOptions:
     prepare: str = ""
     """Images to measure the model on, once (a minute); the run's training images if not given."""
     force: bool = False
-    """Replace a file that is there."""
+    """Replace a file that is there, or what was measured: files made before do not decode then."""
     threads: int = 0
     """CPU threads; 0 is PyTorch's default. The decoder uses as many."""
 
@@ -72,21 +74,28 @@ def run(arguments: Sequence[str]) -> int:
     )
     if options.lossless and options.quality is not None:
         raise ConfigError("--lossless and --quality exclude each other")
+    if options.quality is not None and (options.levels, options.streams) != (None, None):
+        raise ConfigError("--levels and --streams are of lossless files: leave them out")
     if not options.images and not options.list and not options.prepare:
         raise ConfigError("give the images to compress: sfumato compress RUN FOLDER -o FILE.sfu")
     from sfumato.codec.stack import constriction
-    from sfumato.recipes.compression import Effort
+    from sfumato.recipes.compression import Effort, check_quality
     from sfumato.recipes.environment import set_threads
     from sfumato.recipes.model import load
 
     constriction()
-    effort = Effort(options.levels, options.streams)
+    given = {"levels": options.levels, "streams": options.streams}
+    effort = Effort(**{name: value for name, value in given.items() if value is not None})
     out = options.out or Path(Path((*options.images, "images")[0]).stem + _SUFFIX)
     if options.images and out.exists() and not options.force:
         raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
     set_threads(options.threads)
     model = load(options.run)
-    profile = _profile(model, options.prepare)
+    for note in model.notes:
+        print(f"note: {note}")
+    profile = _profile(options, model)
+    if options.quality is not None:
+        check_quality(profile, options.quality)
     if options.list:
         _list(model, profile)
     if not options.images or options.list:
@@ -95,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _compress(
-    options: CompressOptions, model: Model, profile: Profile, effort: object, out: Path
+    options: CompressOptions, model: Model, profile: Profile, effort: Effort, out: Path
 ) -> int:
     import time
 
@@ -103,10 +112,9 @@ def _compress(
 
     from sfumato.data.pixels import from_model
     from sfumato.files import write_bytes
-    from sfumato.recipes.compression import Effort, pack
+    from sfumato.recipes.compression import pack
     from sfumato.recipes.inputs import Opening, read_inputs
 
-    assert isinstance(effort, Effort)
     inputs = read_inputs(
         options.images, model.format, Opening(options.size, options.channels), options.n
     )
@@ -139,16 +147,24 @@ def _say(packed: Packed, images: RawImages, model: Model, seconds: float) -> Non
         print(f"note: {len(header.raw)} are too unlike what the model knows, and kept as they are")
 
 
-def _profile(model: Model, data: str) -> Profile:
+def _profile(options: CompressOptions, model: Model) -> Profile:
     from tqdm import tqdm
 
-    from sfumato.recipes.compression import load_profile, prepare
+    from sfumato.recipes.compression import load_profile, prepare, profile_grid
+    from sfumato.recipes.inputs import Opening
 
-    known = None if data else load_profile(model)
+    known = load_profile(model) if not (options.prepare and options.force) else None
+    if known is not None and options.prepare:
+        raise ConfigError(
+            "this model was prepared before, and what was compressed with it decodes with that: "
+            "--force prepares it again"
+        )
     if known is not None:
         return known
-    with tqdm(desc="measuring the model, once", unit="image", leave=False) as bar:
-        profile, path = prepare(model, data, bar.update)
+    opening = Opening(options.size, options.channels)
+    total = len(profile_grid(model))
+    with tqdm(desc="measuring the model, once", total=total, unit="level", leave=False) as bar:
+        profile, path = prepare(model, options.prepare, opening, bar.update)
     print(f"measured the model for the codec: {path}")
     return profile
 

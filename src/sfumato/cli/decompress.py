@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     from sfumato.codec import Container
     from sfumato.codec.stack import constriction
-    from sfumato.recipes.compression import load_profile
+    from sfumato.recipes.compression import check_out, load_profile
     from sfumato.recipes.model import load
 
     constriction()
@@ -51,7 +51,11 @@ def run(arguments: Sequence[str]) -> int:
     if taken and not options.force:
         raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
     container = Container.from_bytes(options.file.read_bytes(), beginning=options.preview)
+    if not options.preview:
+        check_out(out, container.header.count)
     model = load(options.run)
+    for note in model.notes:
+        print(f"note: {note}")
     profile = load_profile(model)
     if profile is None:
         raise CodecError(
@@ -64,8 +68,14 @@ def run(arguments: Sequence[str]) -> int:
 
     from sfumato.recipes.compression import unpack, write_images
 
-    with tqdm(total=container.header.count, unit="image") as bar:
-        images = unpack(model, profile, container, bar.update)
+    try:
+        with tqdm(total=container.header.count, unit="image") as bar:
+            images = unpack(model, profile, container, bar.update)
+    except MemoryError:
+        raise CodecError(
+            f"{container.header.count:,} images do not fit into this machine's memory: "
+            "compress fewer in a file"
+        ) from None
     print(f"{len(images):,} images of {model.format.describe()}")
     print(f"images: {write_images(out, images, model.format)}")
     return 0

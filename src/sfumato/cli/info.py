@@ -60,9 +60,9 @@ def _print_compressed(path: Path) -> bool:
     """Print what a compressed file holds; False for a file of another kind."""
     from sfumato.codec.container import MAGIC, Container
 
-    data = path.read_bytes() if path.suffix == ".sfu" else path.open("rb").read(len(MAGIC))
-    if path.suffix != ".sfu" and data != MAGIC:
-        return False
+    with path.open("rb") as file:
+        if path.suffix != ".sfu" and file.read(len(MAGIC)) != MAGIC:
+            return False
     header = Container.from_bytes(path.read_bytes()).header
     channels, height, width = header.shape
     values = header.count * channels * height * width

@@ -15,7 +15,7 @@ from sfumato.errors import CodecError
 
 MAGIC = b"\x89SFU"
 VERSION = 1
-KINDS = ("bits-back", "staged", "lossy")
+KINDS = ("bits-back", "staged", "lossy", "plain")
 _SMALLEST = len(MAGIC) + 1 + 4
 _MOST = 2**40
 _DTYPES = ("uint8", "uint16")
@@ -26,14 +26,15 @@ class Header:
     """What a decoder has to know.
 
     `model` (8 bytes) and `probe` (4 bytes) are hashes of the weights and of what they answered on
-    the coding machine; `top` is the highest pixel value above `low`, `levels` and `highest` choose
-    the noise levels, `batch` images are asked about at once, on `threads` threads. `raw` are the
-    places of images that are kept as they are.
+    the coding machine, `pixels` is the CRC-32 of what it decodes to. `top` is the highest pixel
+    value above `low`, `levels` says how many noise levels; `batch` images are asked about at once,
+    on `threads` threads. `raw` are the places of images that are kept as they are.
     """
 
     kind: str
     model: bytes
     probe: bytes
+    pixels: int
     shape: tuple[int, int, int]
     dtype: str
     low: int
@@ -53,7 +54,8 @@ class Header:
             and len(self.model) == 8
             and len(self.probe) == 4
             and min(whole) >= 1
-            and 1 <= self.levels <= 65_536
+            and (2 if self.kind == "bits-back" else 1) <= self.levels <= 65_536
+            and 0 <= self.pixels < 2**32
             and max(self.batch, self.threads) <= 1024
             and self.count <= 2**24
             and self.low >= 0
@@ -81,7 +83,7 @@ class Container:
         out.append(VERSION)
         out.append(KINDS.index(h.kind))
         out.append(_DTYPES.index(h.dtype))
-        out += h.model + h.probe
+        out += h.model + h.probe + h.pixels.to_bytes(4, "little")
         numbers = [*h.shape, h.low, h.top, h.count, h.levels, h.batch, h.threads]
         numbers += [len(h.raw), *_gaps(h.raw), len(self.sections), *map(len, self.sections)]
         for number in numbers:
@@ -100,10 +102,10 @@ class Container:
             raise CodecError("this file is empty")
         if data[: len(MAGIC)] != MAGIC[: len(data)]:
             raise CodecError("this is no file of sfumato compress: it does not begin like one")
-        if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
+        if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
             raise CodecError(
-                f"this file is of format {data[len(MAGIC)]}, and this sfumato reads up to "
-                f"{VERSION}: update sfumato"
+                f"this file is of format {data[len(MAGIC)]}, and this sfumato reads {VERSION}: "
+                "update sfumato"
             )
         whole = len(data) >= _SMALLEST and zlib.crc32(data[:-4]) == _number(data[-4:])
         if not whole and not beginning:
@@ -120,23 +122,37 @@ class Container:
         if len(lengths) != 1:
             raise CodecError("this file is damaged, and its kind has no use for a part of it")
         rest = reader.rest()
-        if len(rest) > lengths[0]:
+        if len(rest) >= lengths[0] + 4:
             raise CodecError("this file is damaged, not cut short: its checksum is another's")
-        return cls(header, [rest], whole=False)
+        return cls(header, [rest[: lengths[0]]], whole=False)
 
 
 def _header(reader: _Reader) -> tuple[Header, list[int]]:
     """Read a header and the lengths of the sections."""
     kind, dtype = reader.choice(KINDS), reader.choice(_DTYPES)
-    model, probe = reader.take(8), reader.take(4)
+    model, probe, pixels = reader.take(8), reader.take(4), _number(reader.take(4))
     c, h, w, low, top, count, levels, batch, threads = (reader.number() for _ in range(9))
     raw, place = list[int](), -1
     for _ in range(reader.count()):
         place += 1 + reader.number()
         raw.append(place)
     lengths = [reader.number() for _ in range(reader.count())]
+    if count > 8 * sum(lengths) + 64:
+        raise CodecError("this file is damaged: it holds no bit for some of its images")
     header = Header(
-        kind, model, probe, (c, h, w), dtype, low, top, count, levels, batch, threads, tuple(raw)
+        kind,
+        model,
+        probe,
+        pixels,
+        (c, h, w),
+        dtype,
+        low,
+        top,
+        count,
+        levels,
+        batch,
+        threads,
+        tuple(raw),
     )
     return header, lengths
 

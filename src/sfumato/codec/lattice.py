@@ -45,12 +45,10 @@ class Lattice:
 
     def down(self, index: int, cells: Whole, answer: Answer) -> tuple[Real, Real]:
         """Return mean and deviation of x at the next lower level, in cells of that [n, d]."""
-        sigma, s = self.sigmas[index], self.sigmas[index + 1]
-        keep, width = (s / sigma) ** 2, self.spacing(index + 1)
-        mean = keep * (cells * self.spacing(index)) + (1 - keep) * answer.mean
-        var = s**2 * (1 - keep) + (1 - keep) ** 2 * answer.var
-        with np.errstate(invalid="ignore"):
-            return mean / width, np.sqrt(var) / width
+        x = cells.astype(np.float64) * self.spacing(index)
+        width = self.spacing(index + 1)
+        mean, std, _ = step_down(x, answer, self.sigmas[index], self.sigmas[index + 1])
+        return mean / width, std / width
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +57,14 @@ class Answer:
 
     mean: Real
     var: Real
+
+
+def step_down(x: Real, answer: Answer, sigma: float, s: float) -> tuple[Real, Real, float]:
+    """Return mean and deviation of p(x_s | x) [n, d], and the deviation of q(x_s | x, x0)."""
+    keep = (s / sigma) ** 2
+    own = s**2 * (1 - keep)
+    var = own + (1 - keep) ** 2 * answer.var
+    return keep * x + (1 - keep) * answer.mean, np.sqrt(var), math.sqrt(own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +78,7 @@ class Asker:
     profile: Profile
     shape: tuple[int, ...]
     batch: int
+    device: torch.device | str = "cpu"
 
     @torch.no_grad()
     def __call__(self, x: Real, sigma: float) -> Answer:
@@ -81,7 +88,7 @@ class Asker:
         padded = np.zeros((self.batch, x.shape[1]))
         padded[: len(x)] = x
         told: Gaussian = self.denoise(
-            torch.from_numpy(padded).reshape(self.batch, *self.shape),
+            torch.from_numpy(padded).reshape(self.batch, *self.shape).to(self.device),
             torch.tensor(sigma, dtype=F64),
         )
         mean = told.mean.to(F64)

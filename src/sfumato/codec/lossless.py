@@ -18,7 +18,7 @@ import numpy as np
 
 from sfumato.codec.lattice import Answer, Asker, Lattice
 from sfumato.codec.queue import OTHERWISE
-from sfumato.codec.stack import OutOfReachError, Stack, Whole, Words, tail
+from sfumato.codec.stack import OutOfReachError, Stack, Whole, Words
 from sfumato.errors import CodecError
 
 _FIRST_BITS = 64
@@ -113,7 +113,7 @@ class Lossless:
             std = lattice.forward_std(index)
             cells = np.stack(
                 [
-                    stack.pop(row, np.full(row.shape, std), tail(std))
+                    stack.pop_near(row, std)
                     for stack, row in zip(stacks, mean / lattice.spacing(index), strict=True)
                 ]
             )
@@ -158,7 +158,7 @@ class Lossless:
             std = lattice.forward_std(index)
             for i, stack in enumerate(stacks):
                 row = mean[i] / lattice.spacing(index)
-                stack.push(cells[i], row, np.full(row.shape, std), tail(std))
+                stack.push_near(cells[i], row, std)
             cells = below
         return cells
 

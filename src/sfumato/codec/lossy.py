@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.codec.lattice import Answer, Asker
+from sfumato.codec.lattice import Answer, Asker, step_down
+from sfumato.codec.profile import CHUNK_BITS
 from sfumato.codec.queue import OTHERWISE, Sink, Source
 from sfumato.codec.relative_entropy import (
     CANDIDATES_LOG2,
@@ -30,8 +31,6 @@ from sfumato.errors import CodecError
 from sfumato.noise import F64
 from sfumato.randomness import Noise, Purpose, derive_seed
 
-CHUNK_BITS = 11.0
-"""What a chunk is expected to cost: candidates enough for most of what is drawn."""
 _RATIOS = (-4, 10)
 """What an image's level really costs over what was expected, in powers of sqrt(2): it is told."""
 _FIRST_RATIO, _NEXT_RATIO = 1.1, 0.5
@@ -105,15 +104,18 @@ class Lossy:
         answer = self._answers(x, len(self.sigmas) - 1)
         if values is not None:
             for image, row in enumerate(values):
-                coder.code(row, *self._pixels(answer, image, top))
+                coder.put(row, *self._pixels(answer, image, top))
         return coder.words(), answer.mean
 
-    def decode(self, words: Words, count: int, *, whole: bool = True) -> Iterator[Shown]:
+    def decode(
+        self, words: Words, count: int, *, whole: bool = True, more: bool = False
+    ) -> Iterator[Shown]:
         """Yield what is known at the first level, then at each as far as the words surely go.
 
-        Raises CodecError where they do not go to the end though they are the `whole`.
+        Raises CodecError where they do not go to the end though they are the `whole`, and where
+        they go on after it, unless there is `more` in them.
         """
-        for shown, _ in self._decode(Source(words, mirrored=not whole), count):
+        for shown, _ in self._decode(Source(words, mirrored=not whole), count, more=more):
             yield shown
 
     def decode_values(
@@ -126,7 +128,7 @@ class Lossy:
             last = answer
             tick(count)
         assert last is not None
-        found = [source.code(None, *self._pixels(last, image, top)) for image in range(count)]
+        found = [source.take(*self._pixels(last, image, top)) for image in range(count)]
         source.finish()
         return np.stack(found).astype(np.int64)
 
@@ -179,13 +181,10 @@ class Lossy:
         )
 
     def _step(self, index: int, x: Real, answer: Answer, image: int) -> Step:
-        sigma, s = self.sigmas[index], self.sigmas[index + 1]
-        keep = (s / sigma) ** 2
-        own = s**2 * (1 - keep)
-        var = own + (1 - keep) ** 2 * np.maximum(answer.var[image], 0.0)
-        ratio = np.sqrt(own / var)
-        mean = keep * x + (1 - keep) * answer.mean[image]
-        return Step(mean, np.sqrt(var), ratio, -np.log2(ratio))
+        one = Answer(answer.mean[image], answer.var[image])
+        mean, std, own = step_down(x, one, self.sigmas[index], self.sigmas[index + 1])
+        ratio = own / std
+        return Step(mean, std, ratio, -np.log2(ratio))
 
     def _chunks(self, step: Step, ratio: int, where: tuple[int, int]) -> Chunks:
         told = float(step.expected.sum()) * 2 ** (ratio / 2)
@@ -202,7 +201,7 @@ class Lossy:
         actual, expected = float(kl_bits(mean, step.ratio).sum()), float(step.expected.sum())
         ratio = round(2 * math.log2(max(actual, 1e-9) / max(expected, 1e-9)))
         ratio = min(max(ratio, _RATIOS[0]), _RATIOS[1])
-        coder.code(ratio, _ratio_model(before, where[0]))
+        coder.put(ratio, _ratio_model(before, where[0]))
         chunks = self._chunks(step, ratio, where)
         clock = np.random.Generator(np.random.Philox(derive_seed(self.seed, "race", *where)))
         places = np.zeros(len(chunks), np.int64)
@@ -213,24 +212,24 @@ class Lossy:
             places[number] = choose(book, mean[at] * signs, step.ratio[at], begins, clock)
             out[at] = signs * book.candidate(int(places[number]), begins)
         octave, rest = _split(places)
-        coder.code(octave, _octaves(), *_octave_model(step, chunks, ratio))
+        coder.put(octave, _octaves(), *_octave_model(step, chunks, ratio))
         wide = octave > 0
         if wide.any():
             uniform = constriction().stream.model.Uniform()
-            coder.code(rest[wide], uniform, (1 << octave[wide]).astype(np.int32))
+            coder.put(rest[wide], uniform, (1 << octave[wide]).astype(np.int32))
         return out, ratio
 
     def _receive(
         self, decoder: Source, book: Codebook, step: Step, before: int, where: tuple[int, int]
     ) -> tuple[Real, int]:
-        ratio = int(decoder.code(None, _ratio_model(before, where[0])))
+        ratio = int(decoder.take(_ratio_model(before, where[0])))
         chunks = self._chunks(step, ratio, where)
-        octave = decoder.code(None, _octaves(), *_octave_model(step, chunks, ratio))
+        octave = decoder.take(_octaves(), *_octave_model(step, chunks, ratio))
         rest = np.zeros(len(chunks), np.int32)
         wide = octave > 0
         if wide.any():
             uniform = constriction().stream.model.Uniform()
-            rest[wide] = decoder.code(None, uniform, (1 << octave[wide]).astype(np.int32))
+            rest[wide] = decoder.take(uniform, (1 << octave[wide]).astype(np.int32))
         places = (1 << octave.astype(np.int64)) - 1 + rest
         out = np.zeros(len(step.mean))
         for part, place in zip(chunks.slices(), places.tolist(), strict=True):

@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from sfumato.diffusion import add_noise, decoder_term
+from sfumato.diffusion import add_noise
+from sfumato.errors import CodecError
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64
 from sfumato.protocols import Denoise
 from sfumato.randomness import Noise, Purpose
 
-_FIRST_STEP_BITS = 11.0
-_STEP_SHARE = 0.05
+CHUNK_BITS = 11.0
+"""What a chunk of values is expected to cost: candidates enough for most of what is drawn."""
+_STEP_SHARE, _HARDLY = 0.05, 0.003
 _LN2 = math.log(2)
 
 
@@ -31,7 +34,8 @@ class Profile:
 
     `rmse` is per dimension, in [-1, 1]. `decoder` multiplies the variance at the lowest level for
     the discretised last step. `steps` are the places of the levels that few bits are sent through,
-    and `bits` what a value of an image is expected to have cost when each is reached.
+    and `bits` what an image is expected to have cost when each is reached. Raises ValueError where
+    these do not fit together.
     """
 
     sigmas: tuple[float, ...]
@@ -41,6 +45,23 @@ class Profile:
     decoder: float
     steps: tuple[int, ...]
     bits: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.sigmas)
+        alike = len(self.scale) == len(self.extra) == len(self.rmse) == count >= 2
+        places = (0 <= a < b for a, b in pairwise(self.steps))
+        good = (
+            alike
+            and all(a > b > 0 for a, b in pairwise(self.sigmas))
+            and all(map(math.isfinite, (*self.scale, *self.extra, *self.rmse, *self.bits)))
+            and min(*self.scale, *self.extra) >= 0
+            and 0 < self.decoder < math.inf
+            and len(self.steps) == len(self.bits) >= 2
+            and (self.steps[0], self.steps[-1]) == (0, count - 1)
+            and all(places)
+        )
+        if not good:
+            raise ValueError("this profile of a model does not fit together")
 
     def variance(self, var: Tensor, sigma: float) -> Tensor:
         """Return the corrected variance at one of the levels."""
@@ -63,36 +84,58 @@ def measure_profile(
     *,
     half_bin: float,
     batch: int = 16,
+    device: torch.device | str = "cpu",
     tick: Callable[[int], object] = lambda n: None,
 ) -> Profile:
-    """Measure a denoiser on images x0 [n, *data] at every level of a grid, descending, above 0."""
-    levels: list[tuple[Tensor, Tensor]] = []
-    fits: list[tuple[float, float]] = []
-    decoder = 1.0
+    """Measure a denoiser on images x0 [n, *data] at the levels of a grid, descending, above 0.
+
+    Levels so low that the pixels' own steps are coarser than the noise are left out: to tell them
+    apart would cost bits that pixels do not have. `tick` is told of every level. Raises CodecError
+    for an answer that is not finite.
+    """
+    levels: list[_Level] = []
     for index, sigma in enumerate(grid):
         here = noise.at(index).normal(x0.shape[1:], Purpose.BOUND, F64)
         x = add_noise(x0.to(F64), sigma, here)
-        told = [denoise(part, sigma) for part in x.split(batch)]
-        mean = torch.cat([one.mean for one in told]).to(F64)
-        var = torch.cat([one.var.expand_as(one.mean) for one in told]).to(F64).clamp(min=0)
+        told = [denoise(part.to(device), sigma) for part in x.split(batch)]
+        mean = torch.cat([one.mean for one in told]).to(device="cpu", dtype=F64)
+        var = torch.cat([one.var.expand_as(one.mean) for one in told]).to(mean).clamp(min=0)
+        if not (mean.isfinite().all() and var.isfinite().all()):
+            raise CodecError(f"the network's answer at sigma {float(sigma):.6g} is not finite")
         square = (mean - x0).square()
         scale, extra = _fit(var, square)
-        fits.append((scale, extra))
         corrected = scale * var + extra
-        levels.append((square.flatten(1), corrected.flatten(1)))
-        if index == len(grid) - 1:
-            decoder = _decoder_scale(x0.to(F64), mean, corrected, half_bin)
-        tick(len(x0))
-    steps, bits = _steps(grid.tolist(), levels)
+        decoder, last_bits = _decoder(x0.to(F64), mean, corrected, half_bin)
+        errors, spread = square.flatten(1).float(), corrected.flatten(1).float()
+        levels.append(_Level(float(sigma), errors, spread, scale, extra, decoder, last_bits))
+        tick(1)
+    levels = levels[: _lowest(levels) + 1]
+    steps, bits = _steps(levels)
     return Profile(
-        tuple(grid.tolist()),
-        tuple(scale for scale, _ in fits),
-        tuple(extra for _, extra in fits),
-        tuple(float(square.mean()) ** 0.5 for square, _ in levels),
-        decoder,
+        tuple(level.sigma for level in levels),
+        tuple(level.scale for level in levels),
+        tuple(level.extra for level in levels),
+        tuple(float(level.square.mean()) ** 0.5 for level in levels),
+        levels[-1].decoder,
         tuple(steps),
         tuple(bits),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """What was seen at a level: squared errors and corrected variances [n, d], and what they fit.
+
+    `last_bits` is what an image's pixels cost where this is the last level.
+    """
+
+    sigma: float
+    square: Tensor
+    var: Tensor
+    scale: float
+    extra: float
+    decoder: float
+    last_bits: float
 
 
 def _fit(var: Tensor, square: Tensor) -> tuple[float, float]:
@@ -124,49 +167,62 @@ def _fit(var: Tensor, square: Tensor) -> tuple[float, float]:
     return scale, extra
 
 
-def _decoder_scale(x0: Tensor, mean: Tensor, var: Tensor, half_bin: float) -> float:
-    """Return the factor on the variance with which the discretised pixels are likeliest."""
+def _decoder(x0: Tensor, mean: Tensor, var: Tensor, half_bin: float) -> tuple[float, float]:
+    """Return the factor on the variance with which the pixels are likeliest, and bits an image."""
+    parts = [part.flatten() for part in (x0, mean, var)]
+    size = len(parts[0])
+    if size > 20_000:
+        pick = torch.randperm(size, generator=torch.Generator().manual_seed(1))[:20_000]
+        parts = [part[pick] for part in parts]
+    pixels, at, spread = parts
 
     def cost(log_scale: float) -> float:
-        part = Gaussian(mean, var * math.exp(log_scale))
-        return float(decoder_term(x0, part, None, half_bin).mean())
+        part = Gaussian(at, spread * math.exp(log_scale))
+        return -float(part.log_mass(pixels, half_bin).mean())
 
     low, high = -6.0, 6.0
     ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(30):
+    for _ in range(22):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
         low, high = (low, b) if cost(a) < cost(b) else (a, high)
-    return math.exp((low + high) / 2)
+    best = (low + high) / 2
+    return math.exp(best), cost(best) * x0[0].numel() / _LN2
 
 
-def _step_bits(sigma: float, s: float, level: tuple[Tensor, Tensor]) -> float:
-    """Return the mean bits of an image for a step from sigma to s."""
-    square, var = level
-    keep = (s / sigma) ** 2
+def _step_bits(level: _Level, s: float) -> float:
+    """Return the mean bits of an image for a step from a level down to s."""
+    keep = (s / level.sigma) ** 2
     gain = (1 - keep) / s**2
-    u = gain * var
-    nats = 0.5 * (torch.log1p(u) + (1 + gain * square) / (1 + u) - 1)
-    return float(nats.sum(1).mean()) / _LN2
+    u = gain * level.var
+    nats = 0.5 * (torch.log1p(u) + (1 + gain * level.square) / (1 + u) - 1)
+    return float(nats.sum(1, dtype=F64).mean()) / _LN2
 
 
-def _steps(
-    sigmas: Sequence[float], levels: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[list[int], list[float]]:
+def _lowest(levels: Sequence[_Level]) -> int:
+    """Return the lowest level where levels and pixels together cost hardly more than the least."""
+    costs, spent = [math.inf], 0.0
+    for here, there in pairwise(levels):
+        spent += _step_bits(here, there.sigma)
+        costs.append(spent + there.last_bits)
+    enough = min(costs) * (1 + _HARDLY)
+    return max(place for place, cost in enumerate(costs) if cost <= enough)
+
+
+def _steps(levels: Sequence[_Level]) -> tuple[list[int], list[float]]:
     """Choose levels so that a step costs a chunk of bits at first, and ever more with what came.
 
     Steps of fewer bits would pay a chunk's overhead too often, steps of more lose against the
     bound, for pixels are not independent given the noisier image.
     """
     places, bits = [0], [0.0]
-    while places[-1] < len(sigmas) - 1:
+    while places[-1] < len(levels) - 1:
         here = places[-1]
-        wanted = _FIRST_STEP_BITS + _STEP_SHARE * bits[-1]
+        wanted = CHUNK_BITS + _STEP_SHARE * bits[-1]
         there = here + 1
         while (
-            there + 1 < len(sigmas)
-            and _step_bits(sigmas[here], sigmas[there + 1], levels[here]) < wanted
+            there + 1 < len(levels) and _step_bits(levels[here], levels[there + 1].sigma) < wanted
         ):
             there += 1
-        bits.append(bits[-1] + _step_bits(sigmas[here], sigmas[there], levels[here]))
+        bits.append(bits[-1] + _step_bits(levels[here], levels[there].sigma))
         places.append(there)
     return places, bits

@@ -21,7 +21,7 @@ class Sink:
     def __init__(self) -> None:
         self._coder: Any = constriction().stream.queue.RangeEncoder()
 
-    def code(self, numbers: Any, model: Any, *parameters: Any) -> None:
+    def put(self, numbers: Any, model: Any, *parameters: Any) -> None:
         """Append numbers under a model."""
         self._coder.encode(numbers.astype(np.int32) if hasattr(numbers, "astype") else numbers,
                            model, *parameters)  # fmt: skip
@@ -53,8 +53,8 @@ class Source:
         """Whether all that was read stood in the words: the coder looks two words ahead."""
         return self._mirror is None or self._mirror.num_words() + 2 <= self._length
 
-    def code(self, _: None, model: Any, *parameters: Any) -> Any:
-        """Read what `Sink.code` appended."""
+    def take(self, model: Any, *parameters: Any) -> Any:
+        """Read what `Sink.put` appended."""
         try:
             numbers = self._coder.decode(model, *parameters)
         except (AssertionError, ValueError):

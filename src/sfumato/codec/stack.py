@@ -21,8 +21,9 @@ Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
 Words = NDArray[np.uint32]
 
-REACH = 512
-"""Cells either side of a mean that a number may lie from it."""
+_REACH, _MOST = 512, 1 << 20
+"""Cells either side of a mean that a number may lie from it: so many, or its distribution's tail,
+but never more than the coder's probabilities are fine enough for."""
 _TAIL = 9.0
 _MARGIN = 4
 
@@ -46,24 +47,45 @@ class Stack:
     def __init__(self, words: Words, *, fresh: bool = False) -> None:
         """Take words from the bottom up; `fresh` ones are any, others were another stack's."""
         self._stream: Any = constriction().stream
-        self._coder: Any = self._stream.stack.AnsCoder(words, fresh)
+        try:
+            self._coder: Any = self._stream.stack.AnsCoder(words, fresh)
+        except ValueError:  # a last word of 0, as no encoder leaves it
+            raise CodecError("this file is damaged: a stream does not end like one") from None
         self._lowest = len(words)
 
-    def push(self, numbers: Whole, mean: Real, std: Real, reach: int = REACH) -> None:
+    def push(self, numbers: Whole, mean: Real, std: Real) -> None:
         """Push numbers [n] under N(mean, std^2) of cells of width 1.
 
-        Raises OutOfReachError, and changes nothing, where one lies more than `reach` cells off.
+        Raises OutOfReachError, and changes nothing, where one lies too many cells off.
         """
         check_finite(mean, std)
+        self._push(numbers, mean, std, _reach(std))
+
+    def _push(self, numbers: Whole, mean: Real, std: Real, reach: int) -> None:
         centre = np.rint(mean)
         offset = numbers - centre.astype(np.int64)
         if len(offset) and int(np.abs(offset).max()) > reach:
             raise OutOfReachError
         self._coder.encode_reverse(offset.astype(np.int32), self._within(reach), mean - centre, std)
 
-    def pop(self, mean: Real, std: Real, reach: int = REACH) -> Whole:
+    def pop(self, mean: Real, std: Real) -> Whole:
         """Pop numbers [n] of that distribution."""
         check_finite(mean, std)
+        return self._pop(mean, std, _reach(std))
+
+    def push_near(self, numbers: Whole, mean: Real, std: float) -> None:
+        """Push numbers that `pop_near` gave."""
+        spread = np.full(mean.shape, std)
+        check_finite(mean, spread)
+        self._push(numbers, mean, spread, _tail(std))
+
+    def pop_near(self, mean: Real, std: float) -> Whole:
+        """Pop numbers of which none is farther off than a Gaussian's ever are."""
+        spread = np.full(mean.shape, std)
+        check_finite(mean, spread)
+        return self._pop(mean, spread, _tail(std))
+
+    def _pop(self, mean: Real, std: Real, reach: int) -> Whole:
         centre = np.rint(mean)
         offset = self._popped(self._coder.decode(self._within(reach), mean - centre, std))
         return offset + centre.astype(np.int64)
@@ -101,9 +123,12 @@ class Stack:
         return self._stream.model.QuantizedGaussian(-reach, reach)
 
 
-def tail(std: float) -> int:
-    """Return the reach within which numbers of that deviation are popped."""
+def _tail(std: float) -> int:
     return int(np.ceil(_TAIL * std)) + 1
+
+
+def _reach(std: Real) -> int:
+    return min(max(_REACH, _tail(float(std.max(initial=0.0)))), _MOST)
 
 
 def check_finite(mean: Real, std: Real) -> None:

@@ -5,6 +5,7 @@
 | bits-back   | without loss, in few bits for many images: each stream pays a start |
 | staged      | without loss: all noise levels sent, then the pixels; for few images|
 | lossy       | noise levels sent down to a quality                                 |
+| plain       | zlib, where the model knows nothing of such images                  |
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from sfumato.codec import Asker, Container, Header, Lattice, Lossless, Lossy, Profile
 from sfumato.codec.lossy import Shown
+from sfumato.codec.queue import OTHERWISE
 from sfumato.codec.stack import Words
 from sfumato.data.pixels import from_model
 from sfumato.errors import CodecError, ConfigError
@@ -47,8 +49,8 @@ class Effort:
     def __post_init__(self) -> None:
         if self.levels < 2:
             raise ConfigError(f"--levels must be at least 2, not {self.levels}")
-        if self.streams < 0:
-            raise ConfigError(f"--streams must be at least 0, not {self.streams}")
+        if not 0 <= self.streams <= 1024:
+            raise ConfigError(f"--streams goes from 0 to 1024, not {self.streams}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,24 @@ def pack(
     `quality` is the number of noise levels sent, 1 to len(profile.steps) - 1; raises ConfigError
     for another. `tick` is told image by image what share is done, in images.
     """
-    effort, form = effort or Effort(), model.format
+    effort = effort or Effort()
+    flat, common = _common(model, images)
+    if quality is not None:
+        check_quality(profile, quality)
+        return _lossy(model, profile, flat, replace(common, levels=quality), tick)
+    found = [_plain(model, profile, images, common)]
+    if len(images) <= _FEW and not effort.streams:
+        half = _shares(tick, 2)
+        found.append(_bits_back(model, profile, flat, images, common, effort, half))
+        found.append(_staged(model, profile, flat, images, common, half))
+    else:
+        found.append(_bits_back(model, profile, flat, images, common, effort, tick))
+    return min(found, key=lambda one: len(one.data))
+
+
+def _common(model: Model, images: RawImages) -> tuple[np.ndarray, Header]:
+    """Pixels from 0 on [n, d], and what headers of all kinds have in common."""
+    form = model.format
     if images.shape[1:] != form.shape or images.dtype != form.dtype or not len(images):
         raise ValueError(
             f"expected one or more raw {form.describe()} images, got {images.dtype} of shape "
@@ -95,20 +114,30 @@ def pack(
     flat = images.reshape(len(images), -1).astype(np.int64) - low
     if flat.min() < 0 or flat.max() > top:
         raise ValueError(f"expected values in {low}..{low + top}: {form.describe()}")
-    common = Header(
-        "lossy", bytes(8), bytes(4), form.shape, str(form.dtype), low, top, len(images),
+    header = Header(
+        "lossy", bytes(8), bytes(4), 0, form.shape, str(form.dtype), low, top, len(images),
         1, 1, torch.get_num_threads(),
     )  # fmt: skip
-    if quality is not None:
-        most = len(profile.steps) - 1
-        if not 1 <= quality <= most:
-            raise ConfigError(f"--quality goes from 1 to {most} for this model, not {quality}")
-        return _lossy(model, profile, flat, replace(common, levels=quality), tick)
-    found = _bits_back(model, profile, flat, images, common, effort, tick)
-    if len(images) <= _FEW and not effort.streams:
-        other = _staged(model, profile, flat, images, common, lambda n: None)
-        return min((found, other), key=lambda one: len(one.data))
-    return found
+    return flat, header
+
+
+def check_quality(profile: Profile, quality: int) -> None:
+    """Raise ConfigError for a quality that this model's profile does not have."""
+    most = len(profile.steps) - 1
+    if not 1 <= quality <= most:
+        raise ConfigError(
+            f"--quality goes from 1 to {most} for this model, not {quality}: --list tells what "
+            "each looks like"
+        )
+
+
+def _plain(model: Model, profile: Profile, images: RawImages, header: Header) -> Packed:
+    header = _named(model, profile, replace(header, kind="plain"), images)
+    return _packed(header, [_zipped(images)], images)
+
+
+def _zipped(images: RawImages) -> bytes:
+    return zlib.compress(_little(images), 9)
 
 
 def _bits_back(
@@ -121,8 +150,8 @@ def _bits_back(
     header = replace(header, kind="bits-back", levels=levels, batch=streams)
     coder = _lossless(model, profile, header)
     words, raw = coder.encode(flat, tick)
-    kept = zlib.compress(images[raw].tobytes(), 9) if raw else b""
-    header = _named(model, profile, replace(header, raw=tuple(raw)))
+    kept = _zipped(images[raw]) if raw else b""
+    header = _named(model, profile, replace(header, raw=tuple(raw)), images)
     return _packed(header, [kept, *(part.astype("<u4").tobytes() for part in words)], images)
 
 
@@ -131,18 +160,18 @@ def _staged(
 ) -> Packed:
     batch = min(len(flat), _BATCH)
     header = replace(header, kind="staged", levels=len(profile.steps) - 1, batch=batch)
-    coder = _walker(model, profile, header)
+    coder = walker_of(model, profile, header)
     share = _shares(tick, header.levels)
     words, _ = coder.encode(flat / (header.top / 2) - 1, share, values=flat, top=header.top)
-    return _packed(_named(model, profile, header), [_short(words)], images)
+    return _packed(_named(model, profile, header, images), [_short(words)], images)
 
 
 def _lossy(model: Model, profile: Profile, flat: np.ndarray, header: Header, tick: Tick) -> Packed:
     header = replace(header, batch=min(len(flat), _BATCH))
-    coder = _walker(model, profile, header)
+    coder = walker_of(model, profile, header)
     words, pictures = coder.encode(flat / (header.top / 2) - 1, _shares(tick, header.levels))
-    header = _named(model, profile, header)
-    return _packed(header, [_short(words)], as_pictures(model, pictures))
+    images = as_pictures(model, pictures)
+    return _packed(_named(model, profile, header, images), [_short(words)], images)
 
 
 def unpack(
@@ -155,17 +184,27 @@ def unpack(
     """
     header = container.header
     with opened(model, profile, header):
-        if header.kind == "bits-back":
-            return _from_bits_back(model, profile, container, tick)
-        if len(container.sections) != 1:
-            raise CodecError("this file is damaged: it should hold one stream")
-        walker, words = _walker(model, profile, header), long_words(container.sections[0])
-        share = _shares(tick, header.levels + 1)
-        if header.kind == "staged":
-            flat = walker.decode_values(words, header.count, header.top, share)
-            return (flat + header.low).astype(header.dtype).reshape(-1, *header.shape)
-        *_, last = _ticked(walker.decode(words, header.count), share, header.count)
-        return as_pictures(model, last.picture)
+        images = _unpacked(model, profile, container, tick)
+    if zlib.crc32(_little(images)) != header.pixels:
+        raise CodecError(OTHERWISE)
+    return images
+
+
+def _unpacked(model: Model, profile: Profile, container: Container, tick: Tick) -> RawImages:
+    header = container.header
+    if header.kind == "bits-back":
+        return _from_bits_back(model, profile, container, tick)
+    if len(container.sections) != 1 or header.raw:
+        raise CodecError("this file is damaged: it should hold one stream")
+    if header.kind == "plain":
+        return _raw(container.sections[0], header, header.count).reshape(-1, *header.shape)
+    walker, words = walker_of(model, profile, header), long_words(container.sections[0])
+    share = _shares(tick, header.levels + 1)
+    if header.kind == "staged":
+        flat = walker.decode_values(words, header.count, header.top, share)
+        return (flat + header.low).astype(header.dtype).reshape(-1, *header.shape)
+    *_, last = _ticked(walker.decode(words, header.count), share, header.count)
+    return as_pictures(model, last.picture)
 
 
 def _from_bits_back(model: Model, profile: Profile, container: Container, tick: Tick) -> RawImages:
@@ -174,13 +213,15 @@ def _from_bits_back(model: Model, profile: Profile, container: Container, tick: 
     if len(container.sections) != 1 + coder.streams:
         raise CodecError("this file is damaged: it lacks a stream")
     kept, *streams = container.sections
+    if bool(kept) != bool(header.raw):
+        raise CodecError("this file is damaged: it holds what no image needs")
     if any(len(part) % 4 for part in streams):
         raise CodecError("this file is damaged: a stream has no whole number of words")
     words = [np.frombuffer(part, "<u4").astype(np.uint32) for part in streams]
     flat = coder.decode(words, header.count, header.raw, tick)
     images = (flat + header.low).astype(header.dtype).reshape(-1, *header.shape)
     if header.raw:
-        images[list(header.raw)] = _raw(kept, header).reshape(-1, *header.shape)
+        images[list(header.raw)] = _raw(kept, header, len(header.raw)).reshape(-1, *header.shape)
     return images
 
 
@@ -210,11 +251,6 @@ def opened(model: Model, profile: Profile, header: Header) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def walker_of(model: Model, profile: Profile, header: Header) -> Lossy:
-    """Return what decodes the levels of a lossy or staged file."""
-    return _walker(model, profile, header)
-
-
 def as_pictures(model: Model, pictures: np.ndarray) -> RawImages:
     """Return pictures [n, d] in [-1, 1] as raw images."""
     x = torch.from_numpy(pictures).reshape(-1, *model.format.shape)
@@ -236,15 +272,20 @@ def _packed(header: Header, sections: list[bytes], images: RawImages) -> Packed:
     return Packed(container, container.to_bytes(), images)
 
 
-def _raw(kept: bytes, header: Header) -> RawImages:
-    size = len(header.raw) * math.prod(header.shape) * np.dtype(header.dtype).itemsize
+def _little(images: RawImages) -> bytes:
+    return images.astype(images.dtype.newbyteorder("<")).tobytes()
+
+
+def _raw(kept: bytes, header: Header, count: int) -> RawImages:
+    dtype = np.dtype(header.dtype).newbyteorder("<")
+    size = count * math.prod(header.shape) * dtype.itemsize
     try:
         plain = zlib.decompressobj().decompress(kept, size + 1)
     except zlib.error as error:
         raise CodecError("this file is damaged: its raw images cannot be read") from error
     if len(plain) != size:
         raise CodecError("this file is damaged: its raw images have another size")
-    return np.frombuffer(plain, header.dtype)
+    return np.frombuffer(plain, dtype).astype(header.dtype)
 
 
 def _lossless(model: Model, profile: Profile, header: Header) -> Lossless:
@@ -253,13 +294,15 @@ def _lossless(model: Model, profile: Profile, header: Header) -> Lossless:
     return Lossless(asker, lattice, header.top, _prior_std(model, lattice.sigmas[0]))
 
 
-def _walker(model: Model, profile: Profile, header: Header) -> Lossy:
+def walker_of(model: Model, profile: Profile, header: Header) -> Lossy:
+    """Return what codes and decodes the levels of a lossy or staged file."""
     sigmas = [profile.sigmas[place] for place in profile.steps[: header.levels + 1]]
     return Lossy(_asker(model, profile, header), sigmas, _prior_std(model, sigmas[0]))
 
 
 def _asker(model: Model, profile: Profile, header: Header) -> Asker:
-    return Asker(model.denoiser, profile, header.shape, min(header.batch, header.count))
+    batch = min(header.batch, header.count)
+    return Asker(model.denoiser, profile, header.shape, batch, model.device)
 
 
 def _prior_std(model: Model, sigma: float) -> float:
@@ -267,14 +310,23 @@ def _prior_std(model: Model, sigma: float) -> float:
     return math.sqrt(sigma**2 + float(denoise.prior.var) - denoise.range.high**2)
 
 
-def _named(model: Model, profile: Profile, header: Header) -> Header:
-    probe = _probe(model, profile, header)
-    return replace(header, model=_hash(model, profile), probe=probe)
+def _named(model: Model, profile: Profile, header: Header, images: RawImages) -> Header:
+    return replace(
+        header,
+        model=_hash(model, profile),
+        probe=_probe(model, profile, header),
+        pixels=zlib.crc32(_little(images)),
+    )
 
 
 def _hash(model: Model, profile: Profile) -> bytes:
-    words = (model.fingerprint, str(model.recipe), str(model.format), repr(profile))
-    return hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
+    """What decides how a file decodes, named one by one: new options must not change it."""
+    r, p, f = model.recipe, model.recipe.process, model.format
+    facts: list[object] = [model.fingerprint, r.predicts, r.variance]
+    facts += [p.kind, p.steps, p.betas, p.low, p.high, p.sigma_data, p.zero_terminal_snr]
+    facts += [f.shape, str(f.dtype), float(f.low), float(f.high)]
+    facts += [profile.sigmas, profile.scale, profile.extra, profile.decoder, profile.steps]
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
 
 
 def _probe(model: Model, profile: Profile, header: Header) -> bytes:

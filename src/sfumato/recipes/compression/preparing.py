@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +11,6 @@ from pathlib import Path
 import cattrs
 import numpy as np
 import tomli_w
-import torch
 from torch import Tensor
 
 from sfumato.codec import Profile, measure_profile
@@ -20,35 +20,42 @@ from sfumato.files import write_text
 from sfumato.likelihood import bound_grid
 from sfumato.randomness import noise_for
 from sfumato.recipes.evaluation.opening import config_of, gone
-from sfumato.recipes.inputs import Opening, read_inputs
+from sfumato.recipes.inputs import Opening, open_as
 from sfumato.recipes.model import Model
 from sfumato.recipes.run_data import open_to_measure
 
 FILE = "codec.toml"
 FORMAT = 1
-IMAGES = 64
+_IMAGES, _VALUES = 64, 2**18
+"""Images to measure on, fewer of many values, but never fewer than 8."""
 _LEVELS = 120
 _HIGHEST = 64.0
 """Levels of noise far above the images' own deviation tell nothing."""
 
 
 def prepare(
-    model: Model, data: str = "", tick: Callable[[int], object] = lambda n: None
+    model: Model,
+    data: str = "",
+    opening: Opening | None = None,
+    tick: Callable[[int], object] = lambda n: None,
 ) -> tuple[Profile, Path]:
     """Measure a model on images of `data`, its run's training images if "", and keep the profile.
 
-    Raises ConfigError for a model the codec does not know: of floating-point images, or of classes.
+    What was compressed with another profile is not decoded with this one. `tick` is told of every
+    level. Raises ConfigError for a model the codec does not know: of floating-point images, or of
+    classes; and for fewer than two images.
     """
     check_codable(model)
     assert model.path is not None
     assert model.format.levels is not None
-    x0 = _images(model, data)
+    x0 = _images(model, data, opening or Opening())
     profile = measure_profile(
         model.denoiser,
         x0,
         profile_grid(model),
         noise_for(0, len(x0)),
         half_bin=1 / (model.format.levels - 1),
+        device=model.device,
         tick=tick,
     )
     tables = {
@@ -79,7 +86,7 @@ def load_profile(model: Model) -> Profile | None:
         return cattrs.Converter().structure(tables["profile"], Profile)
     except (OSError, ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
         raise CodecError(
-            f"{path} cannot be read ({error}): remove it and prepare the model again "
+            f"{path} cannot be read: it is damaged. Remove it and prepare the model again "
             "(sfumato compress RUN --prepare IMAGES)"
         ) from error
 
@@ -87,8 +94,8 @@ def load_profile(model: Model) -> Profile | None:
 def profile_grid(model: Model) -> Tensor:
     """Return the levels a profile knows."""
     grid = bound_grid(model.denoiser.range, _LEVELS)
-    low = grid[grid <= _HIGHEST]
-    return low if len(low) >= 2 else grid
+    above = int((grid > _HIGHEST).sum())
+    return grid[max(above - 1, 0) :]
 
 
 def check_codable(model: Model) -> None:
@@ -116,22 +123,21 @@ def steps_table(profile: Profile, values: int) -> list[tuple[int, float, float, 
     ]
 
 
-def _images(model: Model, data: str) -> Tensor:
-    generator = np.random.default_rng(0)
+def _images(model: Model, data: str, opening: Opening) -> Tensor:
     if data:
-        x = read_inputs([data], model.format, Opening()).x
-        if len(x) < 2:
-            raise ConfigError(f"a model is prepared on two images at least: {data} holds {len(x)}")
-        pick = torch.from_numpy(generator.permutation(len(x))[:IMAGES])
-        return x[pick]
-    config = config_of(model.run)
-    own = config.data.data if config else ""
-    problem = gone(own, "training images", "--prepare") if own else "its run tells no images"
-    if config is None or problem:
-        raise ConfigError(
-            "this model has not been prepared for compressing, which takes some images like those "
-            f"it was trained on ({problem}): add --prepare IMAGES"
-        )
-    images = open_to_measure(config.data, own)
-    pick = sorted(generator.permutation(len(images))[:IMAGES].tolist())
-    return to_model(images.read(pick), model.format)
+        images = open_as(data, model.format, opening)
+    else:
+        config = config_of(model.run)
+        own = config.data.data if config else ""
+        problem = gone(own, "training images", "--prepare") if own else "its run tells no images"
+        if config is None or problem:
+            raise ConfigError(
+                "this model has not been prepared for compressing, which takes some images like "
+                f"those it was trained on ({problem}): add --prepare IMAGES"
+            )
+        images = open_to_measure(config.data, own)
+    if len(images) < 2:
+        raise ConfigError(f"a model is prepared on two images at least, not {len(images)}")
+    count = min(_IMAGES, max(8, _VALUES // math.prod(model.format.shape)))
+    order = np.random.default_rng(0).permutation(len(images))
+    return to_model(images.read(sorted(order[:count].tolist())), model.format)

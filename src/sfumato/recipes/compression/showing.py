@@ -36,7 +36,7 @@ def previews(model: Model, profile: Profile, container: Container) -> Iterator[P
     Raises CodecError for a file that is not sent level by level.
     """
     header = container.header
-    if header.kind == "bits-back":
+    if header.kind not in ("lossy", "staged"):
         raise CodecError(
             "this file holds its images one after another, not level by level: only files of "
             "--quality, and lossless ones of few images, have previews"
@@ -45,9 +45,8 @@ def previews(model: Model, profile: Profile, container: Container) -> Iterator[P
         walker = walker_of(model, profile, header)
         data = container.sections[0]
         words = long_words(data if container.whole else data[: len(data) // 4 * 4])
-        # A staged file goes on after its levels, so here it is never whole.
-        whole = container.whole and header.kind == "lossy"
-        for shown in walker.decode(words, header.count, whole=whole):
+        more = header.kind == "staged"
+        for shown in walker.decode(words, header.count, whole=container.whole, more=more):
             yield Preview(shown.index, shown.sigma, as_pictures(model, shown.picture))
 
 
@@ -62,18 +61,27 @@ def preview_sheet(
     return png_bytes(image_grid(torch.stack(rows), columns=count))
 
 
+def check_out(out: Path, count: int) -> None:
+    """Raise ConfigError for a place where so many images cannot be written by `write_images`."""
+    if out.suffix in ("", ".npy") or out.is_dir():
+        return
+    if out.suffix not in (".png", ".tif", ".tiff"):
+        raise ConfigError(f"images are written as .png, .tif, .npy or into a folder, not as {out}")
+    if count > 1:
+        raise ConfigError(f"{count} images do not fit into {out}: give a folder, or .npy")
+
+
 def write_images(out: Path, images: RawImages, form: PixelFormat) -> Path:
     """Write images as one file by its suffix, an array [n, H, W, C] as .npy, or into a folder.
 
-    Raises ConfigError for several images in one image file.
+    Raises ConfigError as `check_out` does.
     """
+    check_out(out, len(images))
     if out.suffix == ".npy":
         memory = io.BytesIO()
         np.save(memory, np.moveaxis(images, 1, -1), allow_pickle=False)
         write_bytes(out, memory.getvalue())
     elif out.suffix and not out.is_dir():
-        if len(images) > 1:
-            raise ConfigError(f"{len(images)} images do not fit into {out}: give a folder, or .npy")
         save_image(images[0], form, out)
     else:
         save_images(images, form, out)

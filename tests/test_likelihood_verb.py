@@ -75,6 +75,7 @@ def test_it_says_what_the_bound_says_of_each_image(
     for row in rows:
         parts = sum(float(row[name]) for name in ("prior", "levels", "decoder"))
         assert parts == pytest.approx(float(row["bound"]), abs=5e-6)
+    assert [Path(row["name"]).name for row in rows] == [f"images.npy[{i}]" for i in range(12)]
     assert [bool(row["flow"]) for row in rows] == [True] * 3 + [False] * 9
     kept = json.loads((run / "likelihood" / "likelihood.json").read_text())
     (found,) = kept["sets"]
@@ -256,7 +257,14 @@ def test_bad_images_and_taken_folders_are_refused(
     deep = tmp_path / "deep.npy"
     np.save(deep, pixels(dtype="uint16"))
     assert main(command(run, "--data", str(deep))) == 1
-    assert "16" in capsys.readouterr().err
+    assert "bit depths are not converted" in capsys.readouterr().err
+    wide = tmp_path / "wide.npy"
+    np.save(wide, pixels((1, 8, 12)))
+    assert main(command(run, "--data", str(wide), "--flow", "0", "--draws", "2")) == 1
+    assert "bring them there with --size" in capsys.readouterr().err
+    words = command(run, "--data", str(wide), "--flow", "0", "--draws", "2", "--size", "8", "8")
+    assert main([*words, "--out", str(tmp_path / "cropped")]) == 0
+    capsys.readouterr()
     (run / "likelihood").mkdir()
     (run / "likelihood" / "likelihood.json").write_text("{}")
     assert main(command(run)) == 2

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".sfu"
 _KINDS = {
-    "bits-back": "bits-back coding",
-    "staged": "all noise levels, then the pixels: smaller than bits-back for so few images",
-    "lossy": "noise levels",
-    "plain": "zlib: the model does not know such images",
+    "bits-back": "by bits-back coding through {} noise levels",
+    "staged": "by {} noise levels, then the pixels: smaller than bits-back for so few images",
+    "lossy": "by {} noise levels",
+    "plain": "by zlib, which was smallest: the model knows too little of such images",
 }
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ def run(arguments: Sequence[str]) -> int:
     if options.quality is not None and (options.levels, options.streams) != (None, None):
         raise ConfigError("--levels and --streams are of lossless files: leave them out")
     if not options.images and not options.list and not options.prepare:
-        raise ConfigError("give the images to compress: sfumato compress RUN FOLDER -o FILE.sfu")
+        what = options.run if Path(options.run).is_file() else "RUN"
+        first = f"{what} is no run, which comes first" if what != "RUN" else "give images"
+        raise ConfigError(f"{first}: sfumato compress RUN IMAGES -o FILE.sfu")
+    if options.out is not None and options.out.suffix.lower() in _PICTURES:
+        raise ConfigError(f"{options.out} is named like images: call it NAME{_SUFFIX}")
     from sfumato.codec.stack import constriction
     from sfumato.recipes.compression import Effort, check_quality
     from sfumato.recipes.environment import set_threads
@@ -140,7 +145,7 @@ def _say(packed: Packed, images: RawImages, model: Model, seconds: float) -> Non
         f"{packed.bits_per_dim:.3f} bits a value ({packed.payload_bits_per_dim:.3f} without the "
         f"header), {size / images.nbytes:.2%} of the raw pixels; {duration(seconds)}"
     )
-    print(f"by {_KINDS[header.kind]}, {header.levels}")
+    print(_KINDS[header.kind].format(header.levels))
     if header.kind == "lossy":
         print(f"RMSE {rmse_255(images, packed.images, model.format):.2f} of 255")
     if header.raw:
@@ -173,7 +178,8 @@ def _list(model: Model, profile: Profile) -> None:
     from sfumato.recipes.compression import steps_table
 
     values = math.prod(model.format.shape)
-    print("what each --quality should take, by the model's bound (files need about a third more):")
+    print("what each --quality takes by the model's bound; files need a third to a half more,")
+    print("and some 40 bytes for the header:")
     print(f"{'quality':>8}{'RMSE of 255':>13}{'bits a value':>14}{'bytes an image':>16}")
     for number, rmse, bits, size in steps_table(profile, values):
         print(f"{number:>8}{rmse:>13.2f}{bits:>14.3f}{size:>16.0f}")

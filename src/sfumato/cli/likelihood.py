@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sfumato.cli.parse import parse
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class LikelihoodOptions:
     """A run's folder (its newest checkpoint), or one checkpoint folder."""
     data: str = ""
     """Images to measure; the run's test images (else its training images)."""
+    size: tuple[int, int] | None = None
+    """Crop images to height and width."""
+    channels: int | None = None
+    """Turn images into so many channels (1 or 3)."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
     """Images of each set, a fixed random pick."""
     draws: int = 32
@@ -71,7 +75,6 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation.cache import Cache
     from sfumato.recipes.evaluation.job import Places, of_run
-    from sfumato.recipes.evaluation.sets import Drawn, check_alike
     from sfumato.recipes.evaluation.settings import Settings
     from sfumato.recipes.likelihood_page import in_lines, write_likelihood
     from sfumato.recipes.model import load
@@ -91,12 +94,24 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{out} holds results already: --force replaces them, or another --out")
     cache = Cache(options.cache or model.run / "evaluation" / "cache")
     settings = Settings(("fd",), n=2, reference_n=options.n, seed=options.seed)
-    task = of_run(options.run, settings, Places(None, options.cache), test=options.data,
-                  device=device)  # fmt: skip
+    measurer = work.Measurer(model, asked, cache)
+    given = {"size": options.size, "channels": options.channels}
+    changes = {name: value for name, value in given.items() if value is not None}
+    task = of_run(
+        options.run, settings, Places(None, options.cache), test=options.data, device=device,
+        opening=lambda own: replace(own, **changes),
+    )  # fmt: skip
     sets = [ref.images for ref in task.references if ref.images is not None]
     for images in sets:
-        check_alike(Drawn(model, 2, cache), images)
-    measurer = work.Measurer(model, asked, cache)
+        if images.format != model.format:
+            raise DataError(
+                f"the {images.name} are {images.format.describe()}, and the model's "
+                f"{model.format.describe()}: bring them there with --size and --channels; bit "
+                "depths are not converted"
+            )
+    print(f"the bound is taken along {len(measurer.grid)} noise levels")
+    if (options.variance or model.recipe.variance) == "zero" and options.steps:
+        print("note: without a variance the bound is the looser the fewer the levels")
     if (var := measurer.fit(sets[-1])) is not None:
         print(f"the decoder's deviation, fitted on {sets[-1].name}: {var**0.5:.3g} on [-1, 1]")
     if not options.gap:

@@ -17,6 +17,7 @@ MAGIC = b"\x89SFU"
 VERSION = 1
 KINDS = ("bits-back", "staged", "lossy", "plain")
 _SMALLEST = len(MAGIC) + 1 + 4
+_KIND = len(MAGIC) + 1
 _MOST = 2**40
 _DTYPES = ("uint8", "uint16")
 
@@ -109,9 +110,12 @@ class Container:
             )
         whole = len(data) >= _SMALLEST and zlib.crc32(data[:-4]) == _number(data[-4:])
         if not whole and not beginning:
+            tip = ""
+            if len(data) > _KIND and data[_KIND] in map(KINDS.index, ("staged", "lossy")):
+                tip = " If only its end is missing, decompress --preview shows what is there"
             raise CodecError(
                 "this file is damaged: its checksum is another's. Was it copied whole, and as "
-                "binary? If only its end is missing, decompress --preview shows what is there"
+                f"binary?{tip}"
             )
         reader = _Reader(data[:-4] if whole else data, len(MAGIC) + 1)
         header, lengths = _header(reader)

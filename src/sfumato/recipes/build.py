@@ -120,7 +120,7 @@ def adapt(
     if recipe.variance in HEADS:
         if variance is not None:
             raise ConfigError(
-                f"this model has learned its variance ({recipe.variance}): leave out --variance"
+                "this model has learned its variance, which no other replaces: leave out --variance"
             )
         fixed = replace(recipe, variance="zero", objective="simple")
         mean = adapt(fixed, network, interpolate=interpolate)

@@ -31,7 +31,7 @@ from sfumato.parameterization import Adapted
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.sets import CHUNK, Drawn, ImageSet, pixels
+from sfumato.recipes.evaluation.sets import CHUNK, Drawn, ImageSet, Stored, pixels
 from sfumato.recipes.model import Model
 from sfumato.solvers import Adaptive
 
@@ -97,6 +97,8 @@ class Measured:
     flow: Tensor
     flow_calls: float
     """Network calls the flow took."""
+    names: tuple[str, ...] = ()
+    """Of the images, as their files or places in an array are named."""
 
     def rows(self) -> dict[str, Mean]:
         """The numbers worth printing."""
@@ -117,7 +119,11 @@ class Measurer:
     """A model ready to measure images by."""
 
     def __init__(self, model: Model, asked: Asked, cache: Cache) -> None:
-        """Raises ConfigError for a model of floating-point images, which have no pixel's bins."""
+        """Raises ConfigError for a model of floating-point images, which have no pixel's bins.
+
+        Also for a variance asked of a model that has learned its own.
+        """
+        build.adapt(model.recipe, model.network, variance=asked.variance)
         levels = model.format.levels
         if levels is None:
             raise ConfigError(
@@ -172,7 +178,8 @@ class Measurer:
             calls.append(spent)
             tick(stop - first)
         joined = torch.cat(flow) if flow else torch.zeros(0, dtype=F64)
-        return Measured(images.name, _joined(parts), joined, float(np.mean(calls or [0.0])))
+        names = images.names[:n] if isinstance(images, Stored) else ()
+        return Measured(images.name, _joined(parts), joined, float(np.mean(calls or [0.0])), names)
 
     def _batch(self, images: ImageSet, first: int, stop: int) -> Bound:
         shelf = self.cache.shelf("bound", self._described(images, self.asked.draws))

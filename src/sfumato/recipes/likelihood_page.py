@@ -104,7 +104,7 @@ def per_level(bound: Bound, bins: int = 40) -> tuple[Tensor, Tensor]:
 def _table_of(found: list[Measured]) -> str:
     memory = io.StringIO()
     writer = csv.writer(memory)
-    writer.writerow(("set", "image", "bound", "prior", "levels", "decoder", "flow"))
+    writer.writerow(("set", "image", "name", "bound", "prior", "levels", "decoder", "flow"))
     for one in found:
         d = one.bound.dimensions
         columns = (
@@ -116,5 +116,6 @@ def _table_of(found: list[Measured]) -> str:
         for index in range(len(one.bound.prior)):
             flow = f"{float(one.flow[index]):.6f}" if index < len(one.flow) else ""
             numbers = (f"{float(column[index]):.6f}" for column in columns)
-            writer.writerow((one.name, index, *numbers, flow))
+            name = one.names[index] if one.names else ""
+            writer.writerow((one.name, index, name, *numbers, flow))
     return memory.getvalue()

@@ -93,7 +93,7 @@ def pack(
         check_quality(profile, quality)
         return _lossy(model, profile, flat, replace(common, levels=quality), tick)
     found = [_plain(model, profile, images, common)]
-    if len(images) <= _FEW and not effort.streams:
+    if len(images) <= _FEW:
         half = _shares(tick, 2)
         found.append(_bits_back(model, profile, flat, images, common, effort, half))
         found.append(_staged(model, profile, flat, images, common, half))

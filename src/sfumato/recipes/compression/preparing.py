@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -48,6 +49,11 @@ def prepare(
     check_codable(model)
     assert model.path is not None
     assert model.format.levels is not None
+    if not os.access(model.path, os.W_OK):
+        raise ConfigError(
+            f"what is measured of a model is kept beside its checkpoint, and {model.path} cannot "
+            "be written to: copy the run to where it can"
+        )
     x0 = _images(model, data, opening or Opening())
     profile = measure_profile(
         model.denoiser,

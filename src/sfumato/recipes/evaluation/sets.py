@@ -113,6 +113,11 @@ class Stored:
         }
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The image in each place, by the name of its file or its place in its array."""
+        return tuple(self.images.names(int(index)) for index in self._read_once[1])
+
+    @property
     def broken(self) -> tuple[str, ...]:
         """Files that cannot be read, in whose place stands the next one that can."""
         _ = self._read_once

@@ -205,7 +205,7 @@ def check_bounds(low: float, high: float) -> None:
 
 
 def _nearest(levels: Tensor, sigma: Tensor) -> Tensor:
-    upper = torch.searchsorted(levels.contiguous(), sigma.contiguous()).clamp(1, max(len(levels) - 1, 1))
+    upper = torch.searchsorted(levels, sigma.contiguous()).clamp(1, max(len(levels) - 1, 1))
     upper = upper.clamp(max=len(levels) - 1)
     lower = (upper - 1).clamp(min=0)
     return torch.where(sigma - levels[lower] < levels[upper] - sigma, lower, upper)

@@ -98,6 +98,7 @@ class Asker:
             raise CodecError(f"the network's answer at sigma {sigma:.6g} is not finite")
         return Answer(*rows)
 
-    def decoder_std(self, answer: Answer) -> Real:
-        """Return the deviation [n, d] of the discretised last step."""
-        return np.sqrt(answer.var * self.profile.decoder)
+    def pixels(self, answer: Answer, top: int) -> tuple[Real, Real]:
+        """Return mean and deviation [n, d] of the discretised last step, for values in 0..top."""
+        std = np.sqrt(answer.var * self.profile.decoder)
+        return (answer.mean + 1) * (top / 2), std * (top / 2)

@@ -118,16 +118,17 @@ class Lossless:
                 ]
             )
             answer = self._answer(index, cells)
-            for place, stack in enumerate(stacks):
-                try:
-                    if below is None:
-                        at, width = self._pixels(answer)
-                        stack.push_values(values[place], at[place], width[place], self.top)
-                    else:
-                        at, width = lattice.down(index, cells, answer)
+            if below is None:
+                at, width = self.ask.pixels(answer, self.top)
+                for place, stack in enumerate(stacks):
+                    stack.push_values(values[place], at[place], width[place], self.top)
+            else:
+                at, width = lattice.down(index, cells, answer)
+                for place, stack in enumerate(stacks):
+                    try:
                         stack.push(below[place], at[place], width[place])
-                except OutOfReachError:
-                    return place
+                    except OutOfReachError:
+                        return place
             below = cells
         assert below is not None
         for place, stack in enumerate(stacks):
@@ -146,7 +147,7 @@ class Lossless:
         for index in range(lowest + 1):
             answer = self._answer(index, cells)
             if index == lowest:
-                at, width = self._pixels(answer)
+                at, width = self.ask.pixels(answer, self.top)
                 below = np.stack(
                     [stack.pop_values(at[i], width[i], self.top) for i, stack in enumerate(stacks)]
                 )
@@ -165,11 +166,6 @@ class Lossless:
     def _answer(self, index: int, cells: Whole) -> Answer:
         x = cells.astype(np.float64) * self.lattice.spacing(index)
         return self.ask(x, self.lattice.sigmas[index])
-
-    def _pixels(self, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of the pixels, in steps of their values."""
-        std = self.ask.decoder_std(answer)
-        return (answer.mean + 1) * (self.top / 2), std * (self.top / 2)
 
     def _prior(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         std = self.prior_std / self.lattice.spacing(0)

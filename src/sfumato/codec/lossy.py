@@ -86,7 +86,7 @@ class Lossy:
         With the images' `values` [n, d] in 0..top the stream ends with them, under the discretised
         decoder: without loss. The levels must then go down to the profile's lowest.
         """
-        book = self._book
+        book = Codebook()
         x = self._start(len(images))
         coder, ratios = Sink(), [0] * len(images)
         for index in range(len(self.sigmas) - 1):
@@ -103,8 +103,8 @@ class Lossy:
             tick(len(images))
         answer = self._answers(x, len(self.sigmas) - 1)
         if values is not None:
-            for image, row in enumerate(values):
-                coder.put(row, *self._pixels(answer, image, top))
+            for row, model in zip(values, self._pixels(answer, top), strict=True):
+                coder.put(row.astype(np.int32), *model)
         return coder.words(), answer.mean
 
     def decode(
@@ -128,14 +128,14 @@ class Lossy:
             last = answer
             tick(count)
         assert last is not None
-        found = [source.take(*self._pixels(last, image, top)) for image in range(count)]
+        found = [source.take(*model) for model in self._pixels(last, top)]
         source.finish()
         return np.stack(found).astype(np.int64)
 
     def _decode(
         self, source: Source, count: int, *, more: bool = False
     ) -> Iterator[tuple[Shown, Answer]]:
-        book, ratios = self._book, [0] * count
+        book, ratios = Codebook(), [0] * count
         x = self._start(count)
         for index in range(len(self.sigmas)):
             answer = self._answers(x, index)
@@ -158,15 +158,12 @@ class Lossy:
         if not more and not source.cut_short:
             source.finish()
 
-    def _pixels(self, answer: Answer, image: int, top: int) -> tuple[Any, Real, Real]:
-        mean = (answer.mean[image] + 1) * (top / 2)
-        std = self.ask.decoder_std(answer)[image] * (top / 2)
+    def _pixels(self, answer: Answer, top: int) -> Iterator[tuple[Any, Real, Real]]:
+        """What each image's values are coded under."""
+        mean, std = self.ask.pixels(answer, top)
         check_finite(mean, std)
-        return constriction().stream.model.QuantizedGaussian(0, top), mean, std
-
-    @property
-    def _book(self) -> Codebook:
-        return Codebook()
+        model = constriction().stream.model.QuantizedGaussian(0, top)
+        return ((model, *row) for row in zip(mean, std, strict=True))
 
     def _start(self, count: int) -> Real:
         noise = Noise(tuple(derive_seed(self.seed, "codec", i) for i in range(count)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from sfumato.codec.stack import Words, constriction
 from sfumato.errors import CodecError
 
@@ -22,9 +20,8 @@ class Sink:
         self._coder: Any = constriction().stream.queue.RangeEncoder()
 
     def put(self, numbers: Any, model: Any, *parameters: Any) -> None:
-        """Append numbers under a model."""
-        self._coder.encode(numbers.astype(np.int32) if hasattr(numbers, "astype") else numbers,
-                           model, *parameters)  # fmt: skip
+        """Append a number, or int32 numbers [n], under a model."""
+        self._coder.encode(numbers, model, *parameters)
 
     def words(self) -> Words:
         """Return all of it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from sfumato.codec import Asker, Container, Header, Lattice, Lossless, Lossy, Profile
-from sfumato.codec.lossy import Shown
 from sfumato.codec.queue import OTHERWISE
 from sfumato.codec.stack import Words
 from sfumato.data.pixels import from_model
@@ -203,8 +202,11 @@ def _unpacked(model: Model, profile: Profile, container: Container, tick: Tick) 
     if header.kind == "staged":
         flat = walker.decode_values(words, header.count, header.top, share)
         return (flat + header.low).astype(header.dtype).reshape(-1, *header.shape)
-    *_, last = _ticked(walker.decode(words, header.count), share, header.count)
-    return as_pictures(model, last.picture)
+    pictures = np.zeros(0)
+    for shown in walker.decode(words, header.count):
+        pictures = shown.picture
+        share(header.count)
+    return as_pictures(model, pictures)
 
 
 def _from_bits_back(model: Model, profile: Profile, container: Container, tick: Tick) -> RawImages:
@@ -352,9 +354,3 @@ def _shares(tick: Tick, parts: int) -> Tick:
         told = whole
 
     return part
-
-
-def _ticked(shown: Iterator[Shown], tick: Tick, count: int) -> Iterator[Shown]:
-    for one in shown:
-        tick(count)
-        yield one

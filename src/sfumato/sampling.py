@@ -105,9 +105,13 @@ def start_from_prior(
     At range.high this is the denoiser's prior; below, its excess over sigma^2 (1 for VP and DDPM, 0
     for VE and EDM) is kept.
     """
+    return prior_std(denoise, float(sigma)) * noise.normal(shape, Purpose.START, dtype, device)
+
+
+def prior_std(denoise: Denoiser, sigma: float) -> float:
+    """Return the deviation of x at a level as the denoiser's prior has it."""
     excess = float(denoise.prior.var) - denoise.range.high**2
-    std = (float(sigma) ** 2 + excess) ** 0.5
-    return std * noise.normal(shape, Purpose.START, dtype, device)
+    return (sigma**2 + excess) ** 0.5
 
 
 def generate(

@@ -26,6 +26,7 @@ from sfumato.codec.stack import Words
 from sfumato.data.pixels import from_model
 from sfumato.errors import CodecError, ConfigError
 from sfumato.recipes.model import Model, RawImages
+from sfumato.sampling import prior_std
 
 Tick = Callable[[int], object]
 LEVELS = 48
@@ -293,23 +294,18 @@ def _raw(kept: bytes, header: Header, count: int) -> RawImages:
 def _lossless(model: Model, profile: Profile, header: Header) -> Lossless:
     lattice = Lattice(profile.every(header.levels))
     asker = _asker(model, profile, header)
-    return Lossless(asker, lattice, header.top, _prior_std(model, lattice.sigmas[0]))
+    return Lossless(asker, lattice, header.top, prior_std(model.denoiser, lattice.sigmas[0]))
 
 
 def walker_of(model: Model, profile: Profile, header: Header) -> Lossy:
     """Return what codes and decodes the levels of a lossy or staged file."""
     sigmas = [profile.sigmas[place] for place in profile.steps[: header.levels + 1]]
-    return Lossy(_asker(model, profile, header), sigmas, _prior_std(model, sigmas[0]))
+    return Lossy(_asker(model, profile, header), sigmas, prior_std(model.denoiser, sigmas[0]))
 
 
 def _asker(model: Model, profile: Profile, header: Header) -> Asker:
     batch = min(header.batch, header.count)
     return Asker(model.denoiser, profile, header.shape, batch, model.device)
-
-
-def _prior_std(model: Model, sigma: float) -> float:
-    denoise = model.denoiser
-    return math.sqrt(sigma**2 + float(denoise.prior.var) - denoise.range.high**2)
 
 
 def _named(model: Model, profile: Profile, header: Header, images: RawImages) -> Header:

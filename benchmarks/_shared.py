@@ -46,6 +46,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def setting(about: Mapping[str, Any], *more: str) -> str:
+    """When and on what, as a sentence: `machine()`'s description, and more of it."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    words = "; ".join([f"{about['cores']} cores", *more])
+    return f"{about['date']}; {about['processor']}, {words}. {versions}."
+
+
 def _busy_cores(seconds: float = 5.0) -> float:
     """Cores busy over the next seconds; not the load average, which remembers the part before."""
     stat = Path("/proc/stat")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _shared import Uint8, machine, read_idx_images, write_text
+from _shared import Uint8, machine, read_idx_images, setting, write_text
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -153,11 +153,10 @@ def main() -> None:
             f"| {name} | {mean(values)} | {auc(best, values):.3f} | {mean(webp)} | "
             f"{auc(best - coded(test, 'WEBP', 0), values - webp):.3f} |"
         )
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         "# Bits per dimension: Fashion-MNIST",
         "",
-        f"{about['date']}; {about['processor']}, {about['cores']} cores. {versions}.",
+        setting(about),
         "",
         f"One network (`iddpm-tiny`'s, 1,000 cosine levels), {args.images:,} training images for "
         f"each objective, the same seed; {args.n:,} test images, {facts['levels']}. ± is one "

@@ -17,7 +17,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import torch
-from _shared import Uint8, machine, write_text
+from _shared import Uint8, machine, setting, write_text
 from PIL import Image
 from torch import Tensor
 
@@ -195,12 +195,14 @@ def main() -> None:
     strip = pack(model, profile, raw[:6], quality=round(most * 0.8))
     sheet = preview_sheet(list(previews(model, profile, strip.container)), model.format, 6, 12)
     (PICTURES / f"codec-{args.name}.png").write_bytes(sheet)
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         f"# The codec: {args.name}",
         "",
-        f"{about['date']}; {about['processor']}, {about['cores']} cores, "
-        f"{torch.get_num_threads()} threads; busy before: {about['busy_cores']}. {versions}.",
+        setting(
+            about,
+            f"{torch.get_num_threads()} threads",
+            f"busy before: {about['busy_cores']}",
+        ),
         "",
         f"`{model.recipe.name}`, {model.images_seen:,} training images; test images of {values:,} "
         "values. Without headers: for PNG 57 bytes, WebP 20, JPEG all but the scan.",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _shared import machine, write_text
+from _shared import machine, setting, write_text
 
 from sfumato.metrics.efficientnet import efficientnet_features
 from sfumato.metrics.features import extract
@@ -40,12 +40,10 @@ def main() -> None:
         rows.append(
             (f"Fréchet distance, {dimensions}-d, both at full rank", statistics.median(times))
         )
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         "# Time of an evaluation",
         "",
-        f"{about['date']}; {about['processor']}, {about['cores']} cores; busy before: "
-        f"{about['busy_cores']}. {versions}.",
+        setting(about, f"busy before: {about['busy_cores']}"),
         "",
         "| | seconds |",
         "|---|---:|",

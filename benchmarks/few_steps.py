@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from _shared import machine, write_text
+from _shared import machine, setting, write_text
 
 RESULTS = Path(__file__).parent / "results"
 NFES = (5, 6, 8, 10)
@@ -105,12 +105,11 @@ def main() -> None:
     results, facts = kept["results"], kept["facts"]
     found = tuned_about(args.run)
     config = tomllib.loads((args.run / "config.toml").read_text())
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     seconds = ", ".join(f"{t['about']['seconds']:.0f} s for {t['nfe']}" for t in found)
     lines = [
         f"# Few steps: {args.name}",
         "",
-        f"{about['date']}; {about['processor']}, {about['cores']} cores. {versions}.",
+        setting(about),
         "",
         f"`{config['recipe']['name']}`, weights {facts['weights']}; {args.n:,} images of each of "
         f"{_ranges(results)}, the same for all, against {facts['reference']}; features "

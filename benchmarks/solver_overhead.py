@@ -14,7 +14,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from _shared import machine, write_text
+from _shared import machine, setting, write_text
 
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseLevels, linear_betas, uniform
@@ -79,12 +79,11 @@ def main() -> None:
         (name, *(1000 * statistics.median(values) for values in both))
         for name, both in times.items()
     ]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         "# Time per step beyond the network",
         "",
-        f"{about['date']}; {about['processor']}, {about['cores']} cores; busy before: "
-        f"{about['busy_cores']}. {versions}. {' x '.join(map(str, SHAPE))} float32, a network that "
+        setting(about, f"busy before: {about['busy_cores']}")
+        + f" {' x '.join(map(str, SHAPE))} float32, a network that "
         f"returns at once, {STEPS} steps, medians of {ROUNDS} interleaved rounds.",
         "",
         "| | ours, ms a step | diffusers, ms a step | ratio |",

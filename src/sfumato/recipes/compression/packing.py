@@ -10,23 +10,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from sfumato.codec import Asker, Container, Header, Lattice, Lossless, Lossy, Profile
+from sfumato.codec import Container, Header, Profile
 from sfumato.codec.queue import OTHERWISE
 from sfumato.codec.stack import Words
 from sfumato.data.pixels import from_model
 from sfumato.errors import CodecError, ConfigError
+from sfumato.recipes.compression.coders import (
+    little_endian,
+    lossless_of,
+    named,
+    opened,
+    walker_of,
+)
 from sfumato.recipes.model import Model, RawImages
-from sfumato.sampling import prior_std
 
 Tick = Callable[[int], object]
 LEVELS = 48
@@ -132,12 +136,12 @@ def check_quality(profile: Profile, quality: int) -> None:
 
 
 def _plain(model: Model, profile: Profile, images: RawImages, header: Header) -> Packed:
-    header = _named(model, profile, replace(header, kind="plain"), images)
+    header = named(model, profile, replace(header, kind="plain"), images)
     return _packed(header, [_zipped(images)], images)
 
 
 def _zipped(images: RawImages) -> bytes:
-    return zlib.compress(_little(images), 9)
+    return zlib.compress(little_endian(images), 9)
 
 
 def _bits_back(
@@ -148,10 +152,10 @@ def _bits_back(
     streams = min(effort.streams or min(max(1, count // _STREAM_IMAGES), _MOST_STREAMS), count)
     levels = len(profile.every(effort.levels))
     header = replace(header, kind="bits-back", levels=levels, batch=streams)
-    coder = _lossless(model, profile, header)
+    coder = lossless_of(model, profile, header)
     words, raw = coder.encode(flat, tick)
     kept = _zipped(images[raw]) if raw else b""
-    header = _named(model, profile, replace(header, raw=tuple(raw)), images)
+    header = named(model, profile, replace(header, raw=tuple(raw)), images)
     return _packed(header, [kept, *(part.astype("<u4").tobytes() for part in words)], images)
 
 
@@ -163,7 +167,7 @@ def _staged(
     coder = walker_of(model, profile, header)
     share = _shares(tick, header.levels)
     words, _ = coder.encode(flat / (header.top / 2) - 1, share, values=flat, top=header.top)
-    return _packed(_named(model, profile, header, images), [_short(words)], images)
+    return _packed(named(model, profile, header, images), [_short(words)], images)
 
 
 def _lossy(model: Model, profile: Profile, flat: np.ndarray, header: Header, tick: Tick) -> Packed:
@@ -171,7 +175,7 @@ def _lossy(model: Model, profile: Profile, flat: np.ndarray, header: Header, tic
     coder = walker_of(model, profile, header)
     words, pictures = coder.encode(flat / (header.top / 2) - 1, _shares(tick, header.levels))
     images = as_pictures(model, pictures)
-    return _packed(_named(model, profile, header, images), [_short(words)], images)
+    return _packed(named(model, profile, header, images), [_short(words)], images)
 
 
 def unpack(
@@ -185,7 +189,7 @@ def unpack(
     header = container.header
     with opened(model, profile, header):
         images = _unpacked(model, profile, container, tick)
-    if zlib.crc32(_little(images)) != header.pixels:
+    if zlib.crc32(little_endian(images)) != header.pixels:
         raise CodecError(OTHERWISE)
     return images
 
@@ -212,7 +216,7 @@ def _unpacked(model: Model, profile: Profile, container: Container, tick: Tick) 
 
 def _from_bits_back(model: Model, profile: Profile, container: Container, tick: Tick) -> RawImages:
     header = container.header
-    coder = _lossless(model, profile, header)
+    coder = lossless_of(model, profile, header)
     if len(container.sections) != 1 + coder.streams:
         raise CodecError("this file is damaged: it lacks a stream")
     kept, *streams = container.sections
@@ -226,32 +230,6 @@ def _from_bits_back(model: Model, profile: Profile, container: Container, tick: 
     if header.raw:
         images[list(header.raw)] = _raw(kept, header, len(header.raw)).reshape(-1, *header.shape)
     return images
-
-
-@contextmanager
-def opened(model: Model, profile: Profile, header: Header) -> Generator[None]:
-    """Check that a file is this model's and decodes here, and compute on its number of threads."""
-    if header.model != _hash(model, profile):
-        raise CodecError(
-            "this file was made with another model, another checkpoint of it, or after preparing "
-            "it otherwise: decompress it with the one that compressed it"
-        )
-    form = model.format
-    wanted = (form.shape, str(form.dtype), int(form.low), (form.levels or 0) - 1)
-    most = len(profile.sigmas) if header.kind == "bits-back" else len(profile.steps) - 1
-    if wanted != (header.shape, header.dtype, header.low, header.top) or header.levels > most:
-        raise CodecError(f"this file's images are not the model's, {form.describe()}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(header.threads)
-    try:
-        if header.probe != _probe(model, profile, header):
-            raise CodecError(
-                "this machine computes other last digits than the one this file was made on, and "
-                "would decode it into noise: use the same kind of processor and versions"
-            )
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def as_pictures(model: Model, pictures: np.ndarray) -> RawImages:
@@ -275,10 +253,6 @@ def _packed(header: Header, sections: list[bytes], images: RawImages) -> Packed:
     return Packed(container, container.to_bytes(), images)
 
 
-def _little(images: RawImages) -> bytes:
-    return images.astype(images.dtype.newbyteorder("<")).tobytes()
-
-
 def _raw(kept: bytes, header: Header, count: int) -> RawImages:
     dtype = np.dtype(header.dtype).newbyteorder("<")
     size = count * math.prod(header.shape) * dtype.itemsize
@@ -289,53 +263,6 @@ def _raw(kept: bytes, header: Header, count: int) -> RawImages:
     if len(plain) != size:
         raise CodecError("this file is damaged: its raw images have another size")
     return np.frombuffer(plain, dtype).astype(header.dtype)
-
-
-def _lossless(model: Model, profile: Profile, header: Header) -> Lossless:
-    lattice = Lattice(profile.every(header.levels))
-    asker = _asker(model, profile, header)
-    return Lossless(asker, lattice, header.top, prior_std(model.denoiser, lattice.sigmas[0]))
-
-
-def walker_of(model: Model, profile: Profile, header: Header) -> Lossy:
-    """Return what codes and decodes the levels of a lossy or staged file."""
-    sigmas = [profile.sigmas[place] for place in profile.steps[: header.levels + 1]]
-    return Lossy(_asker(model, profile, header), sigmas, prior_std(model.denoiser, sigmas[0]))
-
-
-def _asker(model: Model, profile: Profile, header: Header) -> Asker:
-    batch = min(header.batch, header.count)
-    return Asker(model.denoiser, profile, header.shape, batch, model.device)
-
-
-def _named(model: Model, profile: Profile, header: Header, images: RawImages) -> Header:
-    return replace(
-        header,
-        model=_hash(model, profile),
-        probe=_probe(model, profile, header),
-        pixels=zlib.crc32(_little(images)),
-    )
-
-
-def _hash(model: Model, profile: Profile) -> bytes:
-    """What decides how a file decodes, named one by one: new options must not change it."""
-    r, p, f = model.recipe, model.recipe.process, model.format
-    facts: list[object] = [model.fingerprint, r.predicts, r.variance]
-    facts += [p.kind, p.steps, p.betas, p.low, p.high, p.sigma_data, p.zero_terminal_snr]
-    facts += [f.shape, str(f.dtype), float(f.low), float(f.high)]
-    facts += [profile.sigmas, profile.scale, profile.extra, profile.decoder, profile.steps]
-    return hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
-
-
-def _probe(model: Model, profile: Profile, header: Header) -> bytes:
-    """What this machine computes: the network's answer at one level."""
-    ask = _asker(model, profile, header)
-    d = math.prod(header.shape)
-    x = np.random.Generator(np.random.Philox(1)).standard_normal((ask.batch, d))
-    answer = ask(x, profile.sigmas[len(profile.sigmas) // 2])
-    told = hashlib.blake2b(answer.mean.tobytes(), digest_size=4)
-    told.update(answer.var.tobytes())
-    return told.digest()
 
 
 def _shares(tick: Tick, parts: int) -> Tick:

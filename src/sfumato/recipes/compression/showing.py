@@ -16,7 +16,8 @@ from sfumato.data.pixels import PixelFormat, to_model
 from sfumato.data.save import save_image, save_images
 from sfumato.errors import CodecError, ConfigError
 from sfumato.files import write_bytes
-from sfumato.recipes.compression.packing import as_pictures, long_words, opened, walker_of
+from sfumato.recipes.compression.coders import opened, walker_of
+from sfumato.recipes.compression.packing import as_pictures, long_words
 from sfumato.recipes.model import Model, RawImages
 from sfumato.report.grid import image_grid, png_bytes
 

@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     given = {"size": options.size, "channels": options.channels}
     changes = {name: value for name, value in given.items() if value is not None}
     task = of_run(
-        options.run, settings, Places(None, options.cache), test=options.data, device=device,
+        model, settings, Places(None, options.cache), test=options.data, device=device,
         opening=lambda own: replace(own, **changes),
     )  # fmt: skip
     sets = [ref.images for ref in task.references if ref.images is not None]

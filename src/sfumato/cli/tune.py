@@ -182,7 +182,7 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
         ("fd",), n=options.n, features=options.features, seed=options.seed, repeats=options.repeats
     )
     task = of_run(
-        options.run, settings, Places(options.out, options.cache), test=options.data, device=device
+        model, settings, Places(options.out, options.cache), test=options.data, device=device
     )
     reference = task.real_images()
     cache = Cache(options.cache or model.run / "evaluation" / "cache")

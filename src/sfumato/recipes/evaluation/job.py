@@ -30,7 +30,7 @@ from sfumato.recipes.evaluation.sets import Drawn, ImageSet, Stored, check_alike
 from sfumato.recipes.evaluation.settings import DISTANCES, Settings
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
-from sfumato.recipes.model import load
+from sfumato.recipes.model import Model, load
 from sfumato.recipes.run_config import DataConfig
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.tuned import load_tuned, samplers
@@ -81,7 +81,7 @@ class Task:
 
 
 def of_run(
-    path: str,
+    which: str | Model,
     settings: Settings,
     places: Places,
     *,
@@ -96,12 +96,13 @@ def of_run(
 ) -> Task:
     """Images drawn from a run against its test and training images.
 
+    `which` is its folder, or what was loaded from it (then with its own weights, on its device).
     `test` and `training` name data in place of the run's own; `sampler` chooses from the run's
     sampler and those tuned for a number of calls, `opening` how its images are opened. Raises
     ConfigError where there is nothing to compare with.
     """
     device = own_device(device)
-    model = load(path, weights=weights, device=device)
+    model = which if isinstance(which, Model) else load(which, weights=weights, device=device)
     run = model.run
     assert model.path is not None
     config = config_of(run)

@@ -68,10 +68,9 @@ class Judge:
         self.missing = ""
         if not judging.n:
             return
-        assert model.path is not None
         try:
             task = of_run(
-                str(model.path), self.settings, Places(out, cache), test=judging.data, device=device
+                model, self.settings, Places(out, cache), test=judging.data, device=device
             )
         except ConfigError as error:
             if judging.data:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sfumato.diffusion import add_noise
 from sfumato.errors import CodecError
 from sfumato.gaussian import Gaussian
+from sfumato.likelihood.search import golden_section
 from sfumato.noise import F64
 from sfumato.protocols import Denoise
 from sfumato.randomness import Noise, Purpose
@@ -180,12 +181,7 @@ def _decoder(x0: Tensor, mean: Tensor, var: Tensor, half_bin: float) -> tuple[fl
         part = Gaussian(at, spread * math.exp(log_scale))
         return -float(part.log_mass(pixels, half_bin).mean())
 
-    low, high = -6.0, 6.0
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(22):
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if cost(a) < cost(b) else (a, high)
-    best = (low + high) / 2
+    best = golden_section(cost, -6.0, 6.0, rounds=22)
     return math.exp(best), cost(best) * x0[0].numel() / _LN2
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato.denoiser import Clipped
 from sfumato.diffusion import Mass, add_noise, bits_per_dim, decoder_term, level_term, prior_term
 from sfumato.gaussian import Gaussian
+from sfumato.likelihood.search import golden_section
 from sfumato.noise import F64, NoiseRange, check_grid, geometric
 from sfumato.protocols import Denoiser
 from sfumato.randomness import Noise, Purpose
@@ -231,9 +232,4 @@ def fit_decoder_var(
         var = torch.tensor(math.exp(log_var), dtype=F64)
         return float(decoder_term(x0.to(F64), found, var, half_bin).mean())
 
-    low, high = 2 * math.log(1e-3 * half_bin), 0.0
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(60):
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if cost(a) < cost(b) else (a, high)
-    return math.exp((low + high) / 2)
+    return math.exp(golden_section(cost, 2 * math.log(1e-3 * half_bin), 0.0))

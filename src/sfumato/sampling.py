@@ -69,7 +69,7 @@ def _walk(
         here = None if noise is None else noise.at(index)
         with quiet:
             x, state = solver.step(denoise, x, sigma, sigma_next, state, here)
-            if index == last or x.device.type == "cpu":
+            if index == last or x.is_cpu:
                 _check_finite(x, sigma, sigma_next)
         x0 = x if denoise.last is None else denoise.last
         yield Step(index, levels[index], levels[index + 1], x, x0, denoise.evaluations)

@@ -81,9 +81,12 @@ class DDIM:
     ) -> tuple[Tensor, None]:
         """Keep part of the noise in x, replace the rest by fresh noise."""
         here, s = float(sigma), float(sigma_next)
+        x0 = denoise(x, sigma).mean
+        if s == 0:
+            return x0, None
         fresh_var = self.eta**2 * s**2 * (1 - (s / here) ** 2)
         keep = (s**2 - fresh_var) ** 0.5 / here if fresh_var else s / here
-        out = combine((keep, 1 - keep), (x, denoise(x, sigma).mean))
+        out = combine((keep, 1 - keep), (x, x0))
         if fresh_var > 0:
             out.add_(fresh(noise, x, sigma, sigma_next), alpha=fresh_var**0.5)
         return out, None

@@ -295,11 +295,18 @@ def packed_kinds(model: Model, packed: bytes) -> dict[str, bytes]:
     profile = load_profile(model)
     assert profile is not None
     made = {"bits-back": packed}
-    made["lossy"] = packing(model, raw("learned"), quality=len(profile.steps) // 2).data
+    made["lossy"] = packing(
+        model, raw("learned"), quality=len(profile.steps) // 2, effort=Effort(search=14)
+    ).data
     # Images too unlike one another for a small model: staged and plain are made by hand.
     flat, common = packing_module._common(model, raw("learned"))
     made["staged"] = packing_module._staged(
-        model, profile, flat, raw("learned"), common, lambda n: None
+        model,
+        profile,
+        flat,
+        raw("learned"),
+        replace(common, kind="staged", search=14),
+        lambda n: None,
     ).data
     made["plain"] = packing_module._plain(model, profile, raw("learned"), common).data
     return made
@@ -490,7 +497,7 @@ def test_a_model_is_prepared_once_and_its_profile_checked(
 
 def test_headers_come_back_whole() -> None:
     header = Header(
-        "lossy", b"model678", b"prob", 77, (3, 32, 300), "uint16", 5, 4000, 70_000, 64, 16, 2,
+        "lossy", b"model678", b"prob", 77, (3, 32, 300), "uint16", 5, 4000, 70_000, 64, 22, 16, 2,
         (0, 3, 4, 69_999),
     )  # fmt: skip
     container = Container(header, [b"", b"abc", bytes(9000)])
@@ -499,6 +506,8 @@ def test_headers_come_back_whole() -> None:
         replace(header, raw=(3, 3))
     with pytest.raises(CodecError, match="makes no sense"):
         replace(header, count=0)
+    with pytest.raises(CodecError, match="makes no sense"):
+        replace(header, search=9)
 
 
 def test_without_the_extra_it_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

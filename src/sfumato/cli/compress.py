@@ -52,6 +52,9 @@ class CompressOptions:
     streams: int | None = None
     """Images coded at once without loss: faster, and each stream costs first bits; one per 100
     images if not given."""
+    search: int | None = None
+    """Search among 2 to this candidates for every 13 bits or so of a --quality (or of few images
+    without loss): two more take four times as long, for some 5 % fewer bits; 20 if not given."""
     size: tuple[int, int] | None = None
     """Crop images to height and width."""
     channels: int | None = None
@@ -89,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.recipes.model import load
 
     constriction()
-    given = {"levels": options.levels, "streams": options.streams}
+    given = {"levels": options.levels, "streams": options.streams, "search": options.search}
     effort = Effort(**{name: value for name, value in given.items() if value is not None})
     out = options.out or Path(Path((*options.images, "images")[0]).stem + _SUFFIX)
     if options.images and out.exists() and not options.force:

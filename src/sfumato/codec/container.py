@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from sfumato.codec.relative_entropy import SEARCH
 from sfumato.errors import CodecError
 
 MAGIC = b"\x89SFU"
@@ -28,8 +29,9 @@ class Header:
 
     `model` (8 bytes) and `probe` (4 bytes) are hashes of the weights and of what they answered on
     the coding machine, `pixels` is the CRC-32 of what it decodes to. `top` is the highest pixel
-    value above `low`, `levels` says how many noise levels; `batch` images are asked about at once,
-    on `threads` threads. `raw` are the places of images that are kept as they are.
+    value above `low`, `levels` says how many noise levels; a chunk is searched for among 2^`search`
+    candidates, 0 where there are no chunks; `batch` images are asked about at once, on `threads`
+    threads. `raw` are the places of images that are kept as they are.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Header:
     top: int
     count: int
     levels: int
+    search: int
     batch: int
     threads: int
     raw: tuple[int, ...] = ()
@@ -57,6 +60,7 @@ class Header:
             and min(whole) >= 1
             and (2 if self.kind == "bits-back" else 1) <= self.levels <= 65_536
             and 0 <= self.pixels < 2**32
+            and (self.search in SEARCH if self.kind in ("staged", "lossy") else not self.search)
             and max(self.batch, self.threads) <= 1024
             and self.count <= 2**24
             and self.low >= 0
@@ -85,7 +89,8 @@ class Container:
         out.append(KINDS.index(h.kind))
         out.append(_DTYPES.index(h.dtype))
         out += h.model + h.probe + h.pixels.to_bytes(4, "little")
-        numbers = [*h.shape, h.low, h.top, h.count, h.levels, h.batch, h.threads]
+        numbers = [*h.shape, h.low, h.top, h.count, h.levels, h.search, h.batch]
+        numbers.append(h.threads)
         numbers += [len(h.raw), *_gaps(h.raw), len(self.sections), *map(len, self.sections)]
         for number in numbers:
             out += _varint(number)
@@ -135,7 +140,8 @@ def _header(reader: _Reader) -> tuple[Header, list[int]]:
     """Read a header and the lengths of the sections."""
     kind, dtype = reader.choice(KINDS), reader.choice(_DTYPES)
     model, probe, pixels = reader.take(8), reader.take(4), _number(reader.take(4))
-    c, h, w, low, top, count, levels, batch, threads = (reader.number() for _ in range(9))
+    c, h, w, low, top, count = (reader.number() for _ in range(6))
+    levels, search, batch, threads = (reader.number() for _ in range(4))
     raw, place = list[int](), -1
     for _ in range(reader.count()):
         place += 1 + reader.number()
@@ -154,6 +160,7 @@ def _header(reader: _Reader) -> tuple[Header, list[int]]:
         top,
         count,
         levels,
+        search,
         batch,
         threads,
         tuple(raw),

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from sfumato.codec.lattice import Answer, Asker, step_down
-from sfumato.codec.profile import CHUNK_BITS
 from sfumato.codec.queue import OTHERWISE, Sink, Source
 from sfumato.codec.relative_entropy import (
     CANDIDATES_LOG2,
@@ -33,8 +33,25 @@ from sfumato.randomness import Noise, Purpose, derive_seed
 
 _RATIOS = (-4, 10)
 """What an image's level really costs over what was expected, in powers of sqrt(2): it is told."""
-_FIRST_RATIO, _NEXT_RATIO = 1.1, 0.5
-"""How far it is off what is expected: 0 at first, then that of the level before."""
+_FIRST_STD = 0.6
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How an image's ratio is told: as that of the level before, unless it is too far off that."""
+
+    kept: tuple[float, float]
+    std: float
+    """Of the Gaussian that a new ratio is coded under."""
+    gain: float
+    """How much the places that were sent then tell of the next level's."""
+    unsure: float
+    """Deviation of what a chunk costs, over what is told."""
+
+
+# Where one chunk is sent anyway, a bit more or less in its place costs less than to tell.
+_ONE = _Manner((-2.5, 1.5), 0.25, 0.15, 0.25)
+_SOME = _Manner((-1.0, 1.0), 0.37, 0.0, 0.0)
 
 Tick = Callable[[int], object]
 
@@ -65,12 +82,14 @@ class Step:
 class Lossy:
     """A coder of images in [-1, 1], [n, d], along `sigmas`, descending.
 
-    Image i starts from the noise of seed `seed` + i.
+    Each chunk of values is searched for among 2^`search` candidates: more take longer, and need
+    fewer bits.
     """
 
     ask: Asker
     sigmas: Sequence[float]
     prior_std: float
+    search: int = CANDIDATES_LOG2
     seed: int = 0
 
     def encode(
@@ -86,9 +105,8 @@ class Lossy:
         With the images' `values` [n, d] in 0..top the stream ends with them, under the discretised
         decoder: without loss. The levels must then go down to the profile's lowest.
         """
-        book = Codebook()
         x = self._start(len(images))
-        coder, ratios = Sink(), [0] * len(images)
+        coder, ratios = Sink(), [0.0] * len(images)
         for index in range(len(self.sigmas) - 1):
             answer = self._answers(x, index)
             for image in range(len(images)):
@@ -96,9 +114,7 @@ class Lossy:
                 keep = (self.sigmas[index + 1] / self.sigmas[index]) ** 2
                 wanted = keep * x[image] + (1 - keep) * images[image]
                 mean = (wanted - step.mean) / step.std
-                z, ratios[image] = self._send(
-                    coder, book, step, mean, ratios[image], (index, image)
-                )
+                z, ratios[image] = self._send(coder, step, mean, ratios[image], (index, image))
                 x[image] = step.mean + step.std * z
             tick(len(images))
         answer = self._answers(x, len(self.sigmas) - 1)
@@ -135,7 +151,7 @@ class Lossy:
     def _decode(
         self, source: Source, count: int, *, more: bool = False
     ) -> Iterator[tuple[Shown, Answer]]:
-        book, ratios = Codebook(), [0] * count
+        ratios = [0.0] * count
         x = self._start(count)
         for index in range(len(self.sigmas)):
             answer = self._answers(x, index)
@@ -145,9 +161,7 @@ class Lossy:
             try:
                 for image in range(count):
                     step = self._step(index, x[image], answer, image)
-                    z, ratios[image] = self._receive(
-                        source, book, step, ratios[image], (index, image)
-                    )
+                    z, ratios[image] = self._receive(source, step, ratios[image], (index, image))
                     x[image] = step.mean + step.std * z
             except CodecError:
                 if source.cut_short:  # read past its end
@@ -185,20 +199,20 @@ class Lossy:
 
     def _chunks(self, step: Step, ratio: int, where: tuple[int, int]) -> Chunks:
         told = float(step.expected.sum()) * 2 ** (ratio / 2)
-        count = min(max(1, round(told / CHUNK_BITS)), len(step.mean))
+        count = min(max(1, round(told / self._book.chunk_bits)), len(step.mean))
         # The weights are never 0, so that no chunk is empty.
         weights = step.expected + 1e-9
-        return Chunks.of(weights, count, derive_seed(self.seed, "chunks", *where))
+        seed = derive_seed(self.seed, "chunks", *where)
+        return Chunks.of(weights, count, seed, self._book.count)
 
     def _send(
-        self, coder: Sink, book: Codebook, step: Step, mean: Real, before: int,
-        where: tuple[int, int],
-    ) -> tuple[Real, int]:  # fmt: skip
-        """Code a sample of N(mean, ratio^2); return it, [d], and what it cost as a ratio."""
-        actual, expected = float(kl_bits(mean, step.ratio).sum()), float(step.expected.sum())
-        ratio = round(2 * math.log2(max(actual, 1e-9) / max(expected, 1e-9)))
-        ratio = min(max(ratio, _RATIOS[0]), _RATIOS[1])
-        coder.put(ratio, _ratio_model(before, where[0]))
+        self, coder: Sink, step: Step, mean: Real, before: float, where: tuple[int, int]
+    ) -> tuple[Real, float]:
+        """Code a sample of N(mean, ratio^2); return it, [d], and what the next may cost."""
+        manner = self._manner(step, before)
+        actual = float(kl_bits(mean, step.ratio).sum())
+        ratio = _ratio(actual, float(step.expected.sum()), round(before), manner)
+        coder.put(ratio, _ratio_model(round(before), manner, where[0]))
         chunks = self._chunks(step, ratio, where)
         clock = np.random.Generator(np.random.Philox(derive_seed(self.seed, "race", *where)))
         places = np.zeros(len(chunks), np.int64)
@@ -206,53 +220,77 @@ class Lossy:
         for number, part in enumerate(chunks.slices()):
             at = chunks.order[part]
             signs, begins = chunks.signs[part], chunks.begins[part]
-            places[number] = choose(book, mean[at] * signs, step.ratio[at], begins, clock)
-            out[at] = signs * book.candidate(int(places[number]), begins)
+            places[number] = choose(self._book, mean[at] * signs, step.ratio[at], begins, clock)
+            out[at] = signs * self._book.candidate(int(places[number]), begins)
         octave, rest = _split(places)
-        coder.put(octave, _octaves(), *_octave_model(step, chunks, ratio))
+        models = self._models(step, chunks, ratio, manner)
+        coder.put(octave, self._octaves(), *models)
         wide = octave > 0
         if wide.any():
             uniform = constriction().stream.model.Uniform()
             coder.put(rest[wide], uniform, (1 << octave[wide]).astype(np.int32))
-        return out, ratio
+        return out, _next(ratio, octave, models[0], manner)
 
     def _receive(
-        self, decoder: Source, book: Codebook, step: Step, before: int, where: tuple[int, int]
-    ) -> tuple[Real, int]:
-        ratio = int(decoder.take(_ratio_model(before, where[0])))
+        self, source: Source, step: Step, before: float, where: tuple[int, int]
+    ) -> tuple[Real, float]:
+        manner = self._manner(step, before)
+        ratio = int(source.take(_ratio_model(round(before), manner, where[0])))
         chunks = self._chunks(step, ratio, where)
-        octave = decoder.take(_octaves(), *_octave_model(step, chunks, ratio))
+        models = self._models(step, chunks, ratio, manner)
+        octave = source.take(self._octaves(), *models)
         rest = np.zeros(len(chunks), np.int32)
         wide = octave > 0
         if wide.any():
             uniform = constriction().stream.model.Uniform()
-            rest[wide] = decoder.take(uniform, (1 << octave[wide]).astype(np.int32))
+            rest[wide] = source.take(uniform, (1 << octave[wide]).astype(np.int32))
         places = (1 << octave.astype(np.int64)) - 1 + rest
         out = np.zeros(len(step.mean))
         for part, place in zip(chunks.slices(), places.tolist(), strict=True):
             at = chunks.order[part]
-            if place >= book.count:
+            if place >= self._book.count:
                 raise CodecError(OTHERWISE)
-            out[at] = chunks.signs[part] * book.candidate(place, chunks.begins[part])
-        return out, ratio
+            out[at] = chunks.signs[part] * self._book.candidate(place, chunks.begins[part])
+        return out, _next(ratio, octave, models[0], manner)
+
+    def _manner(self, step: Step, before: float) -> _Manner:
+        told = float(step.expected.sum()) * 2 ** (before / 2)
+        return _ONE if told < 1.5 * self._book.chunk_bits else _SOME
+
+    def _models(self, step: Step, chunks: Chunks, ratio: int, manner: _Manner) -> tuple[Real, Real]:
+        """Mean and deviation of what the octaves of the chunks' places are coded under."""
+        expected = [float(step.expected[chunks.order[part]].sum()) for part in chunks.slices()]
+        told = 2 ** (ratio / 2) * np.array(expected)
+        mean, std = np.array([place_model(bits, self.search) for bits in told.tolist()]).T
+        return mean, np.hypot(std, manner.unsure * told)
+
+    def _octaves(self) -> Any:
+        return constriction().stream.model.QuantizedGaussian(0, self.search)
+
+    @cached_property
+    def _book(self) -> Codebook:
+        return Codebook(self.search)
 
 
-def _octave_model(step: Step, chunks: Chunks, ratio: int) -> tuple[Real, Real]:
-    bits = [
-        2 ** (ratio / 2) * float(step.expected[chunks.order[part]].sum())
-        for part in chunks.slices()
-    ]
-    model = [place_model(b) for b in bits]
-    return np.array([m for m, _ in model]), np.array([s for _, s in model])
+def _ratio(actual: float, expected: float, before: int, manner: _Manner) -> int:
+    """Return what a level really costs over what was expected, in powers of sqrt(2)."""
+    exact = 2 * math.log2(max(actual, 1e-9) / max(expected, 1e-9))
+    if manner.kept[0] <= exact - before <= manner.kept[1]:
+        return before
+    return min(max(round(exact), _RATIOS[0]), _RATIOS[1])
 
 
-def _ratio_model(before: int, index: int) -> Any:
-    std = _NEXT_RATIO if index else _FIRST_RATIO
+def _ratio_model(before: int, manner: _Manner, index: int) -> Any:
+    std = manner.std if index else _FIRST_STD
     return constriction().stream.model.QuantizedGaussian(*_RATIOS, float(before), std)
 
 
-def _octaves() -> Any:
-    return constriction().stream.model.QuantizedGaussian(0, CANDIDATES_LOG2)
+def _next(ratio: int, octave: np.ndarray, expected: Real, manner: _Manner) -> float:
+    """Return what ratio is expected of the next level: this one's, and what its places tell."""
+    least = float(expected.clip(min=1).sum())
+    more = float((octave - expected).sum()) / least
+    guess = ratio + 2 * manner.gain * math.log2(max(1 + more, 0.5))
+    return min(max(guess, _RATIOS[0]), _RATIOS[1])
 
 
 def _split(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

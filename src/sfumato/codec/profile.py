@@ -23,9 +23,11 @@ from sfumato.noise import F64
 from sfumato.protocols import Denoise
 from sfumato.randomness import Noise, Purpose
 
-CHUNK_BITS = 11.0
-"""What a chunk of values is expected to cost: candidates enough for most of what is drawn."""
+_FIRST_BITS = 13.0
+"""What the first steps are to cost: a chunk that is searched for among 2^20 candidates."""
 _STEP_SHARE, _HARDLY = 0.05, 0.003
+_STEP_DOWN = 0.8
+"""Variances are fitted for steps to so much of a level."""
 _LN2 = math.log(2)
 
 
@@ -104,7 +106,8 @@ def measure_profile(
         if not (mean.isfinite().all() and var.isfinite().all()):
             raise CodecError(f"the network's answer at sigma {float(sigma):.6g} is not finite")
         square = (mean - x0).square()
-        scale, extra = _fit(var, square)
+        gain = ((1 / _STEP_DOWN) ** 2 - 1) / float(sigma) ** 2
+        scale, extra = _fit(var, square, gain)
         corrected = scale * var + extra
         decoder, last_bits = _decoder(x0.to(F64), mean, corrected, half_bin)
         errors, spread = square.flatten(1).float(), corrected.flatten(1).float()
@@ -139,10 +142,11 @@ class _Level:
     last_bits: float
 
 
-def _fit(var: Tensor, square: Tensor) -> tuple[float, float]:
-    """Return scale and extra for which squared errors are likeliest under N(0, scale var + extra).
+def _fit(var: Tensor, square: Tensor, gain: float) -> tuple[float, float]:
+    """Return scale and extra of the variance, scale var + extra, with which a step costs least.
 
-    By coordinates, on logarithmic grids ever finer.
+    `square` are the errors, squared; `gain` is 1 / s^2 - 1 / sigma^2 of the step. By coordinates,
+    on logarithmic grids ever finer.
     """
     var, square = var.flatten(), square.flatten()
     if len(var) > 50_000:
@@ -150,10 +154,11 @@ def _fit(var: Tensor, square: Tensor) -> tuple[float, float]:
         var, square = var[pick], square[pick]
     typical = float(square.mean().clamp(min=1e-14))
     own = float(var.mean())
+    seen = 1 + gain * square
 
     def cost(scale: float, extra: float) -> float:
-        total = scale * var + extra
-        return float((total.log() + square / total).mean())
+        told = 1 + gain * (scale * var + extra)
+        return float((told.log() + seen / told).mean())
 
     if own < 1e-9 * typical:
         return 1.0, typical
@@ -213,12 +218,13 @@ def _steps(levels: Sequence[_Level]) -> tuple[list[int], list[float]]:
     places, bits = [0], [0.0]
     while places[-1] < len(levels) - 1:
         here = places[-1]
-        wanted = CHUNK_BITS + _STEP_SHARE * bits[-1]
-        there = here + 1
-        while (
-            there + 1 < len(levels) and _step_bits(levels[here], levels[there + 1].sigma) < wanted
-        ):
-            there += 1
+        wanted = _FIRST_BITS + _STEP_SHARE * bits[-1]
+        costs = [_step_bits(levels[here], level.sigma) for level in levels[here + 1 :]]
+        # The nearest to what is wanted.
+        far = next((i for i, cost in enumerate(costs) if cost > wanted), len(costs) - 1)
+        if far and costs[far] * costs[far - 1] > wanted**2:
+            far -= 1
+        there = here + 1 + far
         bits.append(bits[-1] + _step_bits(levels[here], levels[there].sigma))
         places.append(there)
     return places, bits

@@ -28,7 +28,8 @@ def lossless_of(model: Model, profile: Profile, header: Header) -> Lossless:
 def walker_of(model: Model, profile: Profile, header: Header) -> Lossy:
     """Return what codes and decodes the levels of a lossy or staged file."""
     sigmas = [profile.sigmas[place] for place in profile.steps[: header.levels + 1]]
-    return Lossy(_asker(model, profile, header), sigmas, prior_std(model.denoiser, sigmas[0]))
+    std = prior_std(model.denoiser, sigmas[0])
+    return Lossy(_asker(model, profile, header), sigmas, std, header.search)
 
 
 def _asker(model: Model, profile: Profile, header: Header) -> Asker:

@@ -20,6 +20,7 @@ import torch
 
 from sfumato.codec import Container, Header, Profile
 from sfumato.codec.queue import OTHERWISE
+from sfumato.codec.relative_entropy import CANDIDATES_LOG2, SEARCH
 from sfumato.codec.stack import Words
 from sfumato.data.pixels import from_model
 from sfumato.errors import CodecError, ConfigError
@@ -44,17 +45,21 @@ _FEW = 8
 
 @dataclass(frozen=True)
 class Effort:
-    """How images are coded without loss: more levels take longer and need fewer bits."""
+    """How long is searched for fewer bits: more levels of bits-back, more candidates a chunk."""
 
     levels: int = LEVELS
     streams: int = 0
     """Images coded at once, each stream with first bits of its own; 0: one per 100 images."""
+    search: int = CANDIDATES_LOG2
+    """A chunk of a lossy or staged file is searched for among 2 to this candidates."""
 
     def __post_init__(self) -> None:
         if self.levels < 2:
             raise ConfigError(f"--levels must be at least 2, not {self.levels}")
         if not 0 <= self.streams <= 1024:
             raise ConfigError(f"--streams goes from 0 to 1024, not {self.streams}")
+        if self.search not in SEARCH:
+            raise ConfigError(f"--search goes from {SEARCH[0]} to {SEARCH[-1]}, not {self.search}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +100,14 @@ def pack(
     flat, common = _common(model, images)
     if quality is not None:
         check_quality(profile, quality)
-        return _lossy(model, profile, flat, replace(common, levels=quality), tick)
+        header = replace(common, kind="lossy", levels=quality, search=effort.search)
+        return _lossy(model, profile, flat, header, tick)
     found = [_plain(model, profile, images, common)]
     if len(images) <= _FEW:
         half = _shares(tick, 2)
         found.append(_bits_back(model, profile, flat, images, common, effort, half))
-        found.append(_staged(model, profile, flat, images, common, half))
+        staged = replace(common, kind="staged", search=effort.search)
+        found.append(_staged(model, profile, flat, images, staged, half))
     else:
         found.append(_bits_back(model, profile, flat, images, common, effort, tick))
     return min(found, key=lambda one: len(one.data))
@@ -119,8 +126,8 @@ def _common(model: Model, images: RawImages) -> tuple[np.ndarray, Header]:
     if flat.min() < 0 or flat.max() > top:
         raise ValueError(f"expected values in {low}..{low + top}: {form.describe()}")
     header = Header(
-        "lossy", bytes(8), bytes(4), 0, form.shape, str(form.dtype), low, top, len(images),
-        1, 1, torch.get_num_threads(),
+        "plain", bytes(8), bytes(4), 0, form.shape, str(form.dtype), low, top, len(images),
+        1, 0, 1, torch.get_num_threads(),
     )  # fmt: skip
     return flat, header
 
@@ -136,7 +143,7 @@ def check_quality(profile: Profile, quality: int) -> None:
 
 
 def _plain(model: Model, profile: Profile, images: RawImages, header: Header) -> Packed:
-    header = named(model, profile, replace(header, kind="plain"), images)
+    header = named(model, profile, header, images)
     return _packed(header, [_zipped(images)], images)
 
 
@@ -163,7 +170,7 @@ def _staged(
     model: Model, profile: Profile, flat: np.ndarray, images: RawImages, header: Header, tick: Tick
 ) -> Packed:
     batch = min(len(flat), _BATCH)
-    header = replace(header, kind="staged", levels=len(profile.steps) - 1, batch=batch)
+    header = replace(header, levels=len(profile.steps) - 1, batch=batch)
     coder = walker_of(model, profile, header)
     share = _shares(tick, header.levels)
     words, _ = coder.encode(flat / (header.top / 2) - 1, share, values=flat, top=header.top)

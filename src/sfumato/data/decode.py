@@ -61,8 +61,11 @@ def read_header(stream: BinaryIO, name: str, alpha: Alpha) -> Header:
         raise UnreadableImageError(_complaint(name, error)) from error
 
 
-def decode(stream: BinaryIO, name: str, alpha: Alpha) -> NDArray[Any]:
-    """The pixels [C, H, W], uint8, uint16 or float32; UnreadableImageError if damaged."""
+def decode(stream: BinaryIO, name: str, alpha: Alpha, *, finite: bool = True) -> NDArray[Any]:
+    """The pixels [C, H, W], uint8, uint16 or float32; UnreadableImageError if damaged.
+
+    Raises DataError for NaN or infinity, unless `finite` is False.
+    """
     try:
         if name.lower().endswith(ARRAY):
             image = _array_pixels(stream, name)
@@ -72,7 +75,7 @@ def decode(stream: BinaryIO, name: str, alpha: Alpha) -> NDArray[Any]:
         raise
     except Exception as error:  # as above
         raise UnreadableImageError(_complaint(name, error)) from error
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
+    if finite and image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError(f"{name}: pixels must be finite, but it holds NaN or infinity")
     return image
 

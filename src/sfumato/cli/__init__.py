@@ -23,6 +23,7 @@ VERBS = {
     "interpolate": "draw what lies between images, or seeds",
     "compress": "turn images into a small file that the same run decodes",
     "decompress": "turn such a file into its images",
+    "data": "make pairs of images, such as clouded and clear ones",
     "info": "say what a run, checkpoint or set of images is",
     "demo": "train on real images and write a report, in minutes",
 }

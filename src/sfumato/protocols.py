@@ -62,6 +62,21 @@ def is_denoiser(denoise: Denoise) -> TypeGuard[Denoiser]:
     return all(getattr_static(denoise, name, None) is not None for name in names)
 
 
+class Paired(Denoiser, Protocol):
+    """A denoiser that can answer for itself and for another one in one network call."""
+
+    def beside(
+        self, other: Denoise, x: Tensor, sigma: Tensor, /
+    ) -> tuple[Gaussian, Gaussian] | None:
+        """Return what both say of x [B, *data]; None where one call cannot answer for both."""
+        ...
+
+
+def is_paired(denoise: Denoiser) -> TypeGuard[Paired]:
+    """Return whether this denoiser knows how to be asked beside another one."""
+    return getattr_static(denoise, "beside", None) is not None
+
+
 class Conditional(Protocol):
     """A denoiser whose condition (label, image) is bound before any solver sees it."""
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sfumato.diffusion import expand, first_decoder_var
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64, Interpolated, NoiseLevels, NoiseRange
+from sfumato.protocols import Denoise
 
 Network = Callable[..., Tensor]
 
@@ -147,6 +148,24 @@ class Adapted:
         """Bind conditions, passed to the network by name (for example class_labels [B, K])."""
         return replace(self, condition={**self.condition, **condition})
 
+    def beside(self, other: Denoise, x: Tensor, sigma: Tensor) -> tuple[Gaussian, Gaussian] | None:
+        """Return what this and the other one say of x, by one network call of twice the batch.
+
+        None where the other is not this same network under conditions of the same names and shapes,
+        with a row an image.
+        """
+        if not (isinstance(other, Adapted) and _alike(self, other, len(x))):
+            return None
+        both = {
+            name: torch.cat([mine, other.condition[name]]) for name, mine in self.condition.items()
+        }
+        sigmas = torch.cat([sigma, sigma]) if sigma.ndim else sigma
+        out = replace(self, condition=both)(torch.cat([x, x]), sigmas)
+        mean = out.mean.chunk(2)
+        per_image = out.var.ndim > 0 and len(out.var) == 2 * len(x)
+        var = out.var.chunk(2) if per_image else (out.var, out.var)
+        return Gaussian(mean[0], var[0]), Gaussian(mean[1], var[1])
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
         """Return the distribution of x0 given x [B, *data]; sigma [] or [B] in data units."""
         sigma = sigma.to(device="cpu", dtype=F64)
@@ -246,6 +265,19 @@ def predicts_score(
         return torch.ones_like(sigma), factor
 
     return Adapted(network, _between(process, interpolate), coefficients, var)
+
+
+def _alike(a: Adapted, b: Adapted, count: int) -> bool:
+    """Whether two denoisers differ in nothing but the values of conditions of `count` rows."""
+    apart = {"condition", "grid"}
+    if any(getattr(a, f.name) is not getattr(b, f.name) for f in fields(a) if f.name not in apart):
+        return False
+    if a.grid is not b.grid and (a.grid is None or b.grid is None or not a.grid.equal(b.grid)):
+        return False
+    return a.condition.keys() == b.condition.keys() and all(
+        mine.ndim and len(mine) == count and mine.shape == b.condition[name].shape
+        for name, mine in a.condition.items()
+    )
 
 
 def _mixed(x: Tensor, out: Tensor, c_skip: Tensor, c_out: Tensor) -> Tensor:

@@ -1,0 +1,271 @@
+"""Denoisers bent towards a measurement y = A x0 + noise: D + sigma^2 grad log p(y | x), or near it.
+
+Each method is a Denoiser -> Denoiser, so every solver draws restored images with it. What differs
+is how p(y | x), an integral over x0, is approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.diffusion import expand
+from sfumato.gaussian import Gaussian
+from sfumato.noise import NoiseRange
+from sfumato.protocols import Denoise, Denoiser
+from sfumato.randomness import Noise, Purpose
+from sfumato.restoration.operators import Operator, conjugate_gradients, is_spectral, solve
+
+DATA_STD = 0.5
+"""Deviation of pixels in [-1, 1]: what is expected of x0 where nothing is known of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured, y [B, *measured], and by what: `operator`, noise of deviation `std`.
+
+    Raises ValueError for a deviation that is negative or y that is not finite.
+    """
+
+    operator: Operator
+    y: Tensor
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.std < float("inf"):
+            raise ValueError(f"the measurement's noise must be 0 or more, not {self.std}")
+        if not self.y.isfinite().all():
+            raise ValueError("the measurement holds NaN or infinity: mask such values")
+
+    def to(self, like: Tensor) -> Tensor:
+        """Return y in the dtype and on the device of a state, a row for each of its images."""
+        return self.y.to(like).expand(len(like), *self.y.shape[1:])
+
+    def rest(self, x0: Tensor) -> Tensor:
+        """Return y - A x0."""
+        return self.to(x0) - self.operator(x0)
+
+
+class Method(Protocol):
+    """How a denoiser is bent: returns the mean of x0 given x and y."""
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean [B, *data]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """A denoiser that knows a measurement. Its variance is 0: only the mean is modelled."""
+
+    inner: Denoiser
+    measured: Measured
+    method: Method
+
+    @property
+    def range(self) -> NoiseRange:
+        """As the inner denoiser's."""
+        return self.inner.range
+
+    @property
+    def prior(self) -> Gaussian:
+        """As the inner denoiser's."""
+        return self.inner.prior
+
+    @property
+    def decoder_var(self) -> Tensor | None:
+        """As the inner denoiser's."""
+        return self.inner.decoder_var
+
+    def on(self, sigmas: Tensor) -> Restored:
+        """Rebind the inner denoiser."""
+        return replace(self, inner=self.inner.on(sigmas))
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
+        """Return the bent mean."""
+        mean = self.method(self.inner, self.measured, x, sigma)
+        return Gaussian(mean, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What is measured is replaced, in x by y at its noise level, and in the mean by y.
+
+    Song et al. 2021 (Score-SDE), appendix I.2, for any operator by its pseudo-inverse. `noise` has
+    a seed for each image; its draw is the same at all levels. The measurement's own noise is
+    ignored. What is unknown hears of what is known by the network alone.
+    """
+
+    noise: Noise
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean with what is measured in place."""
+        z = self.noise.like(x, Purpose.MEASUREMENT)
+        wanted = _pseudo(measured.operator, measured.to(x)) + _visible(
+            measured.operator, expand(sigma, x) * z
+        )
+        mean = denoise(x - _visible(measured.operator, x) + wanted, sigma).mean
+        return mean + _pseudo(measured.operator, measured.rest(mean))
+
+
+@dataclass(frozen=True)
+class DDRM:
+    """What is measured is set in the mean, singular vector by singular vector, by its noise.
+
+    Kawar et al. 2022, eq. 7 and 8, with eta_b = 1; without noise it is DDNM (Wang et al. 2023,
+    eq. 11). A singular value s is trusted wholly at levels above std / s, and by sqrt(1 - eta^2)
+    s sigma / std below. Raises ValueError for an operator that does not know its spectrum.
+    """
+
+    eta: float = 0.85
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean with what is measured in place."""
+        mean = denoise(x, sigma).mean
+        if not is_spectral(measured.operator):
+            if measured.std == 0:
+                return mean + _pseudo(measured.operator, measured.rest(mean))
+            raise ValueError(
+                "DDRM needs an operator that knows its singular values: choose another method"
+            )
+        level = float(sigma.reshape(-1)[0])
+
+        def trusted(value: Tensor) -> Tensor:
+            small = value <= 1e-12
+            safe = torch.where(small, 1.0, value)
+            if measured.std == 0:
+                weight = torch.ones_like(safe)
+            else:
+                ratio = safe.sqrt() * level / measured.std
+                weight = torch.where(ratio >= 1, 1.0, (1 - self.eta**2) ** 0.5 * ratio)
+            return torch.where(small, 0.0, weight / safe)
+
+        rest = measured.operator.spectral(trusted, measured.rest(mean))
+        return mean + measured.operator.adjoint(rest)
+
+
+@dataclass(frozen=True)
+class DiffPIR:
+    """The mean that is near the denoiser's and explains y: one proximal step, no gradient.
+
+    Zhu et al. 2023, eq. 12a-b: argmin |y - A x|^2 / std^2 + weight / sigma^2 |x - D|^2. `least` is
+    the smallest deviation of y that is believed.
+    """
+
+    weight: float = 7.0
+    least: float = 0.002
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean after the proximal step."""
+        mean = denoise(x, sigma).mean
+        var = expand(sigma, x).square() / self.weight
+        floor = torch.tensor(max(measured.std, self.least) ** 2, dtype=x.dtype, device=x.device)
+        return mean + var * measured.operator.adjoint(
+            solve(measured.operator, measured.rest(mean), var, floor)
+        )
+
+
+@dataclass(frozen=True)
+class DPS:
+    """The gradient of |y - A D(x)|^2 through the network: p(y | x) as if x0 were D(x).
+
+    Chung et al. 2023, eq. 16. Their step is zeta / |y - A D| for each of 1,000 steps, which no
+    other solver or grid can take over; here y's variance is its noise's and, over zeta, that of
+    x0 given x (sigma and the data's deviation together), whatever the operator does to it.
+    """
+
+    zeta: float = 1.0
+    data_std: float = DATA_STD
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean with sigma^2 times the gradient added."""
+        mean, pull = linearised(denoise, x, sigma)
+        level = expand(sigma, x).square()
+        var = level * self.data_std**2 / (level + self.data_std**2) / self.zeta + measured.std**2
+        return mean + level * pull(measured.operator.adjoint(measured.rest(mean) / var))
+
+
+@dataclass(frozen=True)
+class PiGDM:
+    """The gradient with x0 Gaussian around D(x), of deviation r: sigma and the data's together.
+
+    Song et al. 2023 ("Pseudoinverse-guided diffusion models"), eq. 7 and 8, with the data's own
+    deviation in place of 1.
+    """
+
+    data_std: float = DATA_STD
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean with sigma^2 times the gradient added."""
+        mean, pull = linearised(denoise, x, sigma)
+        square = expand(sigma, x).square()
+        var = square * self.data_std**2 / (square + self.data_std**2)
+        floor = torch.tensor(measured.std**2, dtype=x.dtype, device=x.device)
+        rest = solve(measured.operator, measured.rest(mean), var, floor)
+        return mean + square * pull(measured.operator.adjoint(rest))
+
+
+@dataclass(frozen=True)
+class MomentMatching:
+    """The gradient with the covariance that the network itself has: sigma^2 times its Jacobian.
+
+    Rozet et al. 2024, eq. 15 to 17; exact for Gaussian data. Each of `rounds` of conjugate
+    gradients costs a pass back through the network. `least` is the smallest deviation of y that is
+    believed.
+    """
+
+    rounds: int = 3
+    least: float = 0.002
+
+    def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean with sigma^2 times the gradient added."""
+        mean, pull = linearised(denoise, x, sigma)
+        return mean + self.step(pull, measured, sigma, measured.rest(mean))
+
+    def step(
+        self,
+        pull: Callable[[Tensor], Tensor],
+        measured: Measured,
+        sigma: Tensor,
+        rest: Tensor,
+    ) -> Tensor:
+        """Return V A' (A V A' + std^2)^-1 rest, V = sigma^2 J, by the Jacobian's pull J'."""
+        floor = max(measured.std, self.least) ** 2
+
+        def apply(v: Tensor) -> Tensor:
+            through = pull(measured.operator.adjoint(v))
+            return expand(sigma, v).square() * measured.operator(through) + floor * v
+
+        v = conjugate_gradients(apply, rest, self.rounds)
+        through = pull(measured.operator.adjoint(v))
+        return expand(sigma, through).square() * through
+
+
+def linearised(
+    denoise: Denoise, x: Tensor, sigma: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return D(x) and v -> J' v, J being its Jacobian at x, image by image."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        mean = denoise(leaf, sigma).mean
+
+    def pull(v: Tensor) -> Tensor:
+        (out,) = torch.autograd.grad(mean, leaf, v, retain_graph=True)
+        return out
+
+    return mean.detach(), pull
+
+
+def _pseudo(operator: Operator, y: Tensor) -> Tensor:
+    """The pseudo-inverse's image of y."""
+    one = torch.ones((), dtype=y.dtype, device=y.device)
+    return operator.adjoint(solve(operator, y, one, torch.zeros_like(one)))
+
+
+def _visible(operator: Operator, x: Tensor) -> Tensor:
+    """What of x is measured at all: its part in the span of A'."""
+    return _pseudo(operator, operator(x))

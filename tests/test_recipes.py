@@ -443,6 +443,7 @@ def test_objectives_of_neighbouring_levels_know_their_ladder() -> None:
 class Batch:
     x: torch.Tensor
     labels: None = None
+    condition: None = None
 
 
 def fitted(chosen: Recipe) -> Model:

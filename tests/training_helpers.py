@@ -51,6 +51,7 @@ class TinyNet(nn.Module):
 class Batch:
     x: Tensor
     labels: Tensor | None
+    condition: Tensor | None = None
 
 
 class Data(Iterator[Batch]):

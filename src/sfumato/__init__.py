@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sfumato.data.pairs import open_pairs
     from sfumato.data.save import save_images
     from sfumato.data.sources import open_images
     from sfumato.denoiser import Clipped
@@ -49,6 +50,7 @@ _HOME = {
     "load": "recipes.model",
     "noise_for": "randomness",
     "open_images": "data.sources",
+    "open_pairs": "data.pairs",
     "predicts_mean": "parameterization",
     "predicts_noise": "parameterization",
     "predicts_score": "parameterization",
@@ -81,6 +83,7 @@ __all__ = [
     "load",
     "noise_for",
     "open_images",
+    "open_pairs",
     "predicts_mean",
     "predicts_noise",
     "predicts_score",

@@ -120,6 +120,14 @@ def _sampler(settings: Recipe) -> str:
     return f"{sampler.solver}, {steps} steps, grid {sampler.grid}"
 
 
+def _starts(data: Mapping[str, Any]) -> dict[str, str]:
+    """A row about the images that a model trained on pairs starts from."""
+    from sfumato.data.pixels import PixelFormat
+
+    told = data.get("condition")
+    return {"starts from": PixelFormat.from_toml(told).describe()} if told else {}
+
+
 def _print_run(path: Path) -> None:
     from sfumato.data.pixels import PixelFormat
     from sfumato.recipes.presets import names, recipe
@@ -143,6 +151,7 @@ def _print_run(path: Path) -> None:
         "changed": ", ".join(f"{key} = {value}" for key, value in changed.items()) or "nothing",
         "images": PixelFormat.from_toml(data["format"]).describe(),
         "classes": ", ".join(data["classes"]) or "none",
+        **_starts(data),
         "trained": f"{about['images']:,} of {settings.images:,} images "
         f"({data['count']:,} different ones), {duration(described['seconds'])}",
         "arithmetic": described["precision"]["dtype"],

@@ -120,7 +120,9 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     print(f"trained on {run.images:,} images in {duration(run.seconds)}")
     if config.run.report:
         _report(run)
-    print(f"to sample: sfumato sample {folder} -n 64")
+    from sfumato.recipes.commands import sample_command
+
+    print(f"to sample: {sample_command(folder, given=run.images_set.inputs is not None)}")
     print(f"run: {folder}")
     return 0
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sfumato.data.arrays import InMemory
     from sfumato.data.images import Images, Subset
     from sfumato.data.loader import Batch, Batches, one_pass
+    from sfumato.data.pairs import Pairs, open_pairs
     from sfumato.data.pixels import PixelFormat, from_model, to_model
     from sfumato.data.reader import as_arrays
     from sfumato.data.save import default_suffix, save_image, save_images
@@ -22,6 +23,7 @@ __all__ = [
     "Batches",
     "Images",
     "InMemory",
+    "Pairs",
     "PixelFormat",
     "Subset",
     "as_arrays",
@@ -29,6 +31,7 @@ __all__ = [
     "from_model",
     "one_pass",
     "open_images",
+    "open_pairs",
     "save_image",
     "save_images",
     "to_model",
@@ -42,6 +45,8 @@ _HOME = {
     "Batch": "loader",
     "Batches": "loader",
     "one_pass": "loader",
+    "Pairs": "pairs",
+    "open_pairs": "pairs",
     "PixelFormat": "pixels",
     "from_model": "pixels",
     "to_model": "pixels",

@@ -38,6 +38,7 @@ class Images(ABC):
     fingerprint: a short hash that changes when the set does. skipped: unreadable files left out.
     resident: whether `read` costs no decoding, so caching and prefetching would gain nothing.
     opened: the arguments with which `open_images` opens this set again; None for any other set.
+    inputs: for pairs, the images that these are learned from, one for each, in the same order.
     """
 
     format: PixelFormat
@@ -48,6 +49,7 @@ class Images(ABC):
     source: str
     resident: bool = False
     opened: Mapping[str, Any] | None = None
+    inputs: Images | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -89,6 +91,8 @@ class Subset(Images):
         self.skipped = images.skipped
         self.source = source or f"{images.source} (subset)"
         self.resident = images.resident
+        if images.inputs is not None:
+            self.inputs = Subset(images.inputs, chosen)
         self.fingerprint = digest([images.fingerprint.encode(), chosen.tobytes()])
 
     def __len__(self) -> int:

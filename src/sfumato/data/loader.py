@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from os import cpu_count
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.data.images import Images, in_threads
+from sfumato.data.pairs import records, split
 from sfumato.data.pixels import to_model
 from sfumato.data.reader import Reader, chunks
 from sfumato.errors import DataError
@@ -31,11 +33,15 @@ _ORDER, _MIRROR = 0, 1  # purposes of randomness
 
 @dataclass(frozen=True)
 class Batch:
-    """x: float32 [B, C, H, W] in [-1, 1]; labels: int64 [B] or None; index: int64 [B] in it."""
+    """x: float32 [B, C, H, W] in [-1, 1]; labels: int64 [B] or None; index: int64 [B] in it.
+
+    condition: for pairs, the images that x is learned from, float32 [B, K, H, W] in [-1, 1].
+    """
 
     x: Tensor
     labels: Tensor | None
     index: Tensor
+    condition: Tensor | None = None
 
 
 @lru_cache(maxsize=4)
@@ -63,9 +69,9 @@ class Batches(Iterator[Batch]):
     """An endless iterator of batches, exactly resumable from `position` (images handed out so far).
 
     Batches run across the borders of epochs. flip: mirror each image left to right with
-    probability 1/2. labels: batches carry class labels. Decoding runs `prefetch` batches ahead in
-    `workers` threads, until the set is in memory: decoded images are kept when all of them fit
-    `cache_bytes`; beyond that memory holds only the batches in flight.
+    probability 1/2, of pairs both. labels: batches carry class labels. Decoding runs `prefetch`
+    batches ahead in `workers` threads, until the set is in memory: decoded images are kept when all
+    of them fit `cache_bytes`; beyond that memory holds only the batches in flight.
 
     Raises DataError for an empty set, missing labels, or too many unreadable files. Close it, or
     use it in a `with` statement, to stop its threads.
@@ -96,7 +102,7 @@ class Batches(Iterator[Batch]):
             )
         self.batch_size, self.position = batch_size, position
         self._images, self._flip, self._labels = images, flip, labels
-        self._reader = Reader(images, cache_bytes)
+        self._reader = Reader(records(images), cache_bytes)
         self._seed = seed
         workers = workers or min(cpu_count() or 1, 8)
         self._ahead = prefetch or workers + 1
@@ -150,25 +156,34 @@ class Batches(Iterator[Batch]):
     def _make(self, start: int) -> Batch:
         index, mirror = stream(len(self._images), self._seed, start, self.batch_size)
         raw, used = self._reader.read(index)
-        x = to_model(raw, self._images.format)
+        batch = _batch(self._images, raw, used, self._labels)
         if self._flip:
             chosen = torch.from_numpy(mirror)
-            x[chosen] = x[chosen].flip(-1)
-        return _batch(self._images, x, used, self._labels)
+            for x in (batch.x, batch.condition):
+                if x is not None:
+                    x[chosen] = x[chosen].flip(-1)
+        return batch
 
 
 def one_pass(images: Images, batch_size: int, *, labels: bool = False) -> Iterator[Batch]:
     """Every image once, in order, the last batch as short as it comes; for measuring."""
-    reader = Reader(images, cache_bytes=0)
+    reader = Reader(records(images), cache_bytes=0)
 
     def make(index: NDArray[np.int64]) -> Batch:
         raw, used = reader.read(index)
-        return _batch(images, to_model(raw, images.format), used, labels)
+        return _batch(images, raw, used, labels)
 
     parts = chunks(len(images), batch_size)
     yield from map(make, parts) if images.resident else in_threads(make, parts, ahead=2)
 
 
-def _batch(images: Images, x: Tensor, index: NDArray[np.int64], labels: bool) -> Batch:
+def _batch(images: Images, raw: NDArray[Any], index: NDArray[np.int64], labels: bool) -> Batch:
+    """A batch of what a reader of `records(images)` gave."""
+    pixels, inputs = split(images, raw)
     classes = images.labels[index] if labels and images.labels is not None else None
-    return Batch(x, None if classes is None else torch.from_numpy(classes), torch.from_numpy(index))
+    return Batch(
+        to_model(pixels, images.format),
+        None if classes is None else torch.from_numpy(classes),
+        torch.from_numpy(index),
+        None if images.inputs is None or inputs is None else to_model(inputs, images.inputs.format),
+    )

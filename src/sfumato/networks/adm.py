@@ -28,12 +28,14 @@ class ADM(Network):
         width: int,
         classes: int = 0,
         augment_labels: int = 0,
+        condition_channels: int = 0,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
             classes=classes,
             augment_labels=augment_labels,
+            condition_channels=condition_channels,
             label_dropout=config.label_dropout,
             levels=len(config.multipliers),
         )

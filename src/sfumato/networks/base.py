@@ -16,7 +16,7 @@ from sfumato.networks.layers import Conv, GroupNorm
 
 
 class Network(nn.Module):
-    """A U-Net F(x, noise level, class, augmentation) of images [B, C, H, W].
+    """A U-Net F(x, noise level, class, augmentation, image to start from) of images [B, C, H, W].
 
     Subclasses call `build` and say in `embed` how the conditions become one vector.
     """
@@ -33,6 +33,7 @@ class Network(nn.Module):
         out_channels: int,
         classes: int,
         augment_labels: int,
+        condition_channels: int,
         label_dropout: float,
         levels: int,
     ) -> None:
@@ -41,11 +42,17 @@ class Network(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.in_channels, self.out_channels = in_channels, out_channels
+        self.condition_channels = condition_channels
         self.classes, self.augment_labels = classes, augment_labels
         self.label_dropout = label_dropout
         self.multiple = 2 ** (levels - 1)
         self.compute_dtype = torch.float32
         self.channels_last = False
+
+    @property
+    def seen_channels(self) -> int:
+        """Channels of the body's input: those of x and of the image it starts from."""
+        return self.in_channels + self.condition_channels
 
     def set_compute(
         self, dtype: torch.dtype = torch.float32, *, channels_last: bool = False
@@ -69,14 +76,18 @@ class Network(nn.Module):
         noise_label: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """F [B, out_channels, H, W] of x [B, in_channels, H, W] in x's dtype.
 
         noise_label [B] is whatever the parameterization feeds (c_noise or a step's index).
         class_labels [B, classes] is one-hot, or zeros for no class; augment_labels [B, n] is EDM's
-        description of the augmentation. None stands for zeros. Raises ValueError on other shapes.
+        description of the augmentation. None stands for zeros. image [B, condition_channels, H, W],
+        in [-1, 1], is what the output starts from: joined to x as it is, whatever the noise level,
+        and needed where the network was built for one. Raises ValueError on other shapes.
         """
         self._check(x, noise_label, class_labels, augment_labels)
+        self._check_image(x, image)
         dtype = self.head.weight.dtype
         embedding = self.embed(
             noise_label.to(dtype),
@@ -85,7 +96,8 @@ class Network(nn.Module):
         )
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         body = torch.float64 if dtype == torch.float64 else self.compute_dtype
-        h = pad_to_multiple(x, self.multiple).to(dtype=body, memory_format=layout)
+        seen = x if image is None else torch.cat([x, image.to(x)], dim=1)
+        h = pad_to_multiple(seen, self.multiple).to(dtype=body, memory_format=layout)
         h, extra = self.body(h, embedding)
         h = self.head(F.silu(self.norm(h.to(dtype))))
         if extra is not None:
@@ -144,7 +156,7 @@ class Network(nn.Module):
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         width, skips = stem, list[int]()
         for index, (outputs, attend) in enumerate(zip(channels, attention, strict=True)):
-            conv = None if index else Conv(self.in_channels, stem, 3, style.init)
+            conv = None if index else Conv(self.seen_channels, stem, 3, style.init)
             first = conv or self.down(width, style)
             inputs = [width] + [outputs] * (blocks - 1)
             self.encoder.append(
@@ -201,6 +213,20 @@ class Network(nn.Module):
                     f"{name} must be [{len(x)}, {width}], got {tuple(labels.shape)}"
                     + ("" if width else f"; this network was built without {name}")
                 )
+
+    def _check_image(self, x: Tensor, image: Tensor | None) -> None:
+        wanted = (len(x), self.condition_channels, *x.shape[2:])
+        if image is None and self.condition_channels:
+            raise ValueError(
+                f"this network starts from images: give it image {list(wanted)} in [-1, 1], "
+                "for example with given(image=...)"
+            )
+        if image is not None and (not self.condition_channels or image.shape != wanted):
+            raise ValueError(
+                f"image must be {list(wanted)}, got {list(image.shape)}"
+                if self.condition_channels
+                else "this network was built without condition_channels: it takes no image"
+            )
 
 
 class Level(nn.Module):

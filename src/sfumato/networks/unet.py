@@ -32,12 +32,14 @@ class UNet(Network):
         width: int,
         classes: int = 0,
         augment_labels: int = 0,
+        condition_channels: int = 0,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
             classes=classes,
             augment_labels=augment_labels,
+            condition_channels=condition_channels,
             label_dropout=config.label_dropout,
             levels=len(config.multipliers),
         )
@@ -79,11 +81,11 @@ class UNet(Network):
         )
         self.encoder_extra, self.decoder_extra = nn.ModuleList(), nn.ModuleList()
         # A level is entered with the channels of the one before, and so is the extra path.
-        for inputs, outputs in pairwise((in_channels, *channels[:-1])):
+        for inputs, outputs in pairwise((self.seen_channels, *channels[:-1])):
             if config.encoder == "residual":
                 self.encoder_extra.append(_pyramid(inputs, outputs, self.style))
             elif config.encoder == "skip":
-                self.encoder_extra.append(Conv(in_channels, outputs, 1, init))
+                self.encoder_extra.append(Conv(self.seen_channels, outputs, 1, init))
         if config.decoder == "skip":
             self.decoder_extra.extend(
                 ToImage(c, out_channels, self.style) for c in reversed(channels[1:])

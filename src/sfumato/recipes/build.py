@@ -91,9 +91,17 @@ def process_of(config: ProcessConfig) -> Process | None:
 
 
 def network_of(
-    recipe: Recipe, shape: tuple[int, int, int], classes: int, *, device: str = "cpu"
+    recipe: Recipe,
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    condition: int = 0,
+    device: str = "cpu",
 ) -> Network:
-    """Build the network for images of `shape` (channels, height, width), seeded by the recipe."""
+    """Build the network for images of `shape` (channels, height, width), seeded by the recipe.
+
+    `condition`: channels of an image that each starts from; 0 for none.
+    """
     channels, height, width = shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -105,6 +113,7 @@ def network_of(
             width=width,
             classes=classes,
             augment_labels=AUGMENT_LABELS if recipe.augment > 0 else 0,
+            condition_channels=condition,
         )
     return network.to(device)
 

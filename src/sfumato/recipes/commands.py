@@ -33,8 +33,10 @@ def train_command(config: RunConfig, folder: Path | None = None) -> str:
     return shlex.join(["sfumato", "train", name, *_options(given), *out])
 
 
-def sample_command(folder: Path) -> str:
-    """Return the line that draws 64 images from a run."""
+def sample_command(folder: Path, *, given: bool = False) -> str:
+    """Return the line that draws 64 images from a run, or answers to a folder `given` to it."""
+    if given:
+        return shlex.join(["sfumato", "restore", str(folder), "IMAGES"])
     return shlex.join(["sfumato", "sample", str(folder), "-n", "64"])
 
 

@@ -38,7 +38,8 @@ RawImages = NDArray[np.generic]
 class Model:
     """A network with its recipe, the format of its images and the names of its classes.
 
-    `notes` tells which damaged checkpoints were passed over.
+    `condition` is the format of the images that it starts from, None where it needs none; `notes`
+    tells which damaged checkpoints were passed over.
     """
 
     recipe: Recipe
@@ -52,6 +53,9 @@ class Model:
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
     """Hash of the weights as saved; "" for a model in memory."""
+    condition: PixelFormat | None = None
+    weaker: Model | None = None
+    """What guidance leads away from, in place of images without their class (autoguidance)."""
 
     @property
     def run(self) -> Path:
@@ -66,13 +70,25 @@ class Model:
 
     @property
     def denoiser(self) -> Adapted:
-        """The network as a denoiser of images in [-1, 1]; classes unbound."""
+        """The network as a denoiser of images in [-1, 1]; classes unbound.
+
+        Raises ConfigError for a model that needs images to start from.
+        """
+        self.refuse_condition()
         return build.adapt(self.recipe, self.network)
 
     def solver(self, sampler: SamplerConfig) -> Solver[Any]:
         """Return the solver a sampler names, for the process this model was trained on."""
         lowest = float(self.grid(sampler)[-2])
         return solver_of(sampler, build.process_of(self.recipe.process), lowest)
+
+    def refuse_condition(self) -> None:
+        """Raise ConfigError where the model needs images to start from, and there are none."""
+        if self.condition is not None:
+            raise ConfigError(
+                f"this model needs images to start from ({self.condition.describe()}): use "
+                "sfumato restore RUN IMAGE"
+            )
 
     def _asked_by(self, config: SamplerConfig) -> Adapted:
         return build.adapt(
@@ -130,14 +146,16 @@ class Model:
         *,
         label: str | None = None,
         sampler: SamplerConfig | None = None,
+        images: Tensor | None = None,
     ) -> Iterator[RawImages]:
         """Yield raw images [<= batch, C, H, W] in the format of the training data, one per seed.
 
         `label` names a class; a model with classes draws one for each seed otherwise. `sampler`
-        defaults to the recipe's. The same seed is the same picture for any number of seeds.
-        Raises ConfigError, at the call, for what this model cannot do.
+        defaults to the recipe's. `images` [n, K, H, W] in [-1, 1], one for each seed, are what a
+        model with a `condition` starts from. The same seed is the same picture for any number of
+        seeds. Raises ConfigError, at the call, for what this model cannot do.
         """
-        drawn = self.drawn(seeds, label=label, sampler=sampler)
+        drawn = self.drawn(seeds, label=label, sampler=sampler, images=images)
         return (from_model(x, self.format) for x in drawn)
 
     def drawn(
@@ -146,22 +164,31 @@ class Model:
         *,
         label: str | None = None,
         sampler: SamplerConfig | None = None,
+        images: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Yield what `samples` yields before it is rounded to pixels: float32 on the host."""
         config = sampler or self.recipe.sampler
         if not seeds:
             raise ConfigError("there is nothing to sample: ask for at least one image (-n 1)")
         grid = self.grid(config)
-        self.bound(seeds[:1], label, sampler=config)
-        return self._drawn(seeds, label, config, grid)
+        if images is not None:
+            self._check_images(images, len(seeds))
+        self.bound(seeds[:1], label, sampler=config, images=None if images is None else images[:1])
+        return self._drawn(seeds, label, config, grid, images)
 
     def _drawn(
-        self, seeds: Sequence[int], label: str | None, config: SamplerConfig, grid: Tensor
+        self,
+        seeds: Sequence[int],
+        label: str | None,
+        config: SamplerConfig,
+        grid: Tensor,
+        images: Tensor | None,
     ) -> Iterator[Tensor]:
         solver = self.solver(config)
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
-            bound = self.bound(part, label, sampler=config, batch=config.batch)
+            starts = None if images is None else images[first : first + config.batch]
+            bound = self.bound(part, label, sampler=config, batch=config.batch, images=starts)
             finished = generate(
                 build.sampler_denoiser(config, bound),
                 solver,
@@ -192,15 +219,27 @@ class Model:
         *,
         sampler: SamplerConfig | None = None,
         batch: int | None = None,
+        images: Tensor | None = None,
     ) -> Denoiser:
         """Return the denoiser with the classes of these images bound, padded to `batch` rows.
 
-        `sampler` says how it is guided; the recipe's by default.
-        Raises ConfigError for guidance on a model trained without classes or label dropout.
+        `sampler` says how it is guided; the recipe's by default. `images` [n, K, H, W] in [-1, 1],
+        one for each seed, are what a model with a `condition` starts from. Raises ConfigError for
+        such a model without them, for images it has no use for, or of another number or shape, and
+        for guidance on a model trained without classes or label dropout.
         """
-        labels = self.labels_for(seeds, label)
         config = sampler or self.recipe.sampler
+        if self.weaker is not None and config.guidance != 1:
+            return self._autoguided(seeds, label, config, batch, images)
+        rows = batch or len(seeds)
+        if images is None:
+            self.refuse_condition()
+        else:
+            self._check_images(images, len(seeds))
+        labels = self.labels_for(seeds, label)
         denoise, guidance = self._asked_by(config), config.guidance
+        if images is not None:
+            denoise = denoise.given(image=_padded(images, rows).to(self.device))
         if guidance != 1 and (labels is None or not self.recipe.network.label_dropout):
             raise ConfigError(
                 f"guidance {guidance:g} needs a model that also knows images without their class: "
@@ -208,13 +247,46 @@ class Model:
             )
         if labels is None:
             return denoise
-        missing = (batch or len(seeds)) - len(seeds)
-        padded = torch.cat([labels, labels[-1:].expand(missing, -1)])
-        given = denoise.given(class_labels=padded.to(self.device))
+        given = denoise.given(class_labels=_padded(labels, rows).to(self.device))
         if guidance == 1:
             return given
-        low, high = config.guidance_low, config.guidance_high
-        return guide(given, denoise, guidance, low=low, high=high)
+        free = given.given(class_labels=torch.zeros_like(given.condition["class_labels"]))
+        return _guided(given, free, config)
+
+    def _autoguided(
+        self,
+        seeds: Sequence[int],
+        label: str | None,
+        config: SamplerConfig,
+        batch: int | None,
+        images: Tensor | None,
+    ) -> Denoiser:
+        assert self.weaker is not None
+        own = replace(config, guidance=1.0)
+        other = replace(own, variance=None)
+        good = self.bound(seeds, label, sampler=own, batch=batch, images=images)
+        weak = self.weaker.bound(seeds, label, sampler=other, batch=batch, images=images)
+        return _guided(good, weak, config)
+
+    def _check_images(self, images: Tensor, count: int) -> None:
+        if self.condition is None:
+            raise ConfigError("this model was trained on images alone: it starts from none")
+        wanted = (count, *self.condition.shape)
+        if images.shape != wanted:
+            raise ConfigError(
+                f"this model starts from images of {self.condition.describe()}, one for each seed: "
+                f"expected {list(wanted)}, got {list(images.shape)}"
+            )
+
+
+def _guided(given: Denoiser, free: Denoiser, config: SamplerConfig) -> Denoiser:
+    low, high = config.guidance_low, config.guidance_high
+    return guide(given, free, config.guidance, low=low, high=high)
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Return rows [n, ...] with the last one repeated to `count`."""
+    return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
 
 
 def class_index(classes: Sequence[str], name: str) -> int:
@@ -249,7 +321,15 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
     recipe = from_toml(about["recipe"])
     form = PixelFormat.from_toml(about["data"]["format"])
     classes = tuple(about["data"].get("classes", ()))
-    network = build.network_of(recipe, form.shape, len(classes), device=device)
+    told = about["data"].get("condition")
+    condition = None if told is None else PixelFormat.from_toml(told)
+    network = build.network_of(
+        recipe,
+        form.shape,
+        len(classes),
+        condition=condition.channels if condition else 0,
+        device=device,
+    )
     load_weights(network, tensors, where)
     network.eval().requires_grad_(False)
     precision = Precision(**about["precision"])
@@ -265,4 +345,5 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
         str(precision),
         notes,
         checkpoint.hash_of("ema" if weights == "ema" else "network"),
+        condition,
     )

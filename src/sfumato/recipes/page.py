@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sfumato.data.images import Images
 from sfumato.data.pixels import to_model
 from sfumato.randomness import noise_for
 from sfumato.recipes import measuring, run_log
@@ -20,6 +21,7 @@ from sfumato.recipes.build import grid_of, sampler_denoiser
 from sfumato.recipes.commands import sample_command, train_command
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
+from sfumato.recipes.paired import answered, picked
 from sfumato.recipes.preview import preview_sampler
 from sfumato.recipes.real_images import RealImages, spread
 from sfumato.recipes.toml import to_toml
@@ -43,7 +45,8 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
     model = run.model()
     count = run.config.run.report_samples
     with _timed(timings, "sampling"):
-        samples = to_model(_draw(model, count), model.format)
+        source = run.test_set or run.images_set
+        samples = to_model(_draw(model, source, count), model.format)
     with _timed(timings, "measuring"):
         training = RealImages(run.images_set)
         held_out = None if run.test_set is None else RealImages(run.test_set)
@@ -69,13 +72,16 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
             name=run.folder.name,
             subtitle=f"{run.recipe.name} on {run.images_set.describe()}",
             recipe=_flat(to_toml(run.recipe)),
-            commands=[train_command(run.config, run.folder), sample_command(run.folder)],
+            commands=[
+                train_command(run.config, run.folder),
+                sample_command(run.folder, given=model.condition is not None),
+            ],
             log=[line for line in run_log.read(run.log.path) if {"loss", "frechet"} & line.keys()],
             images_seen=run.images,
             levels=_levels(run),
             samples=samples[:_SHOWN],
             real=training.x[torch.from_numpy(spread(len(training.x), _SHOWN))],
-            trajectory=_trajectory(model),
+            trajectory=_trajectory(model, source),
             neighbours=near,
             frechet=frechet,
             classes=classes,
@@ -88,11 +94,11 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
     return path
 
 
-def _draw(model: Model, count: int) -> RawImages:
-    """Draw `count` images with a progress bar."""
+def _draw(model: Model, source: Images, count: int) -> RawImages:
+    """Draw `count` images with a progress bar, given those of `source` where that is needed."""
     chunks: list[RawImages] = []
     with tqdm(total=count, unit="img", desc="sampling for the report") as bar:
-        for images in model.samples(range(_SEED, _SEED + count)):
+        for images in answered(model, source, range(_SEED, _SEED + count)):
             chunks.append(images)
             bar.update(len(images))
     return np.concatenate(chunks)
@@ -133,11 +139,12 @@ def _levels(run: Run) -> LevelLoss | None:
     )
 
 
-def _trajectory(model: Model) -> list[Tensor]:
-    """Return 16 images at successive steps, at unit scale, noise first."""
+def _trajectory(model: Model, source: Images) -> list[Tensor]:
+    """Return at most 16 images at successive steps, at unit scale, noise first."""
     config = preview_sampler(model.recipe)
-    seeds = list(range(_SEED, _SEED + 16))
-    denoise = model.bound(seeds, sampler=config)
+    given = None if model.condition is None else picked(source, 16)[0]
+    seeds = list(range(_SEED, _SEED + (16 if given is None else len(given))))
+    denoise = model.bound(seeds, sampler=config, images=given)
     grid = grid_of(config, denoise)
     noise = noise_for(_SEED, len(seeds))
     x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)

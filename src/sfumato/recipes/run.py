@@ -101,7 +101,14 @@ class Run:
         self.recipe = config.recipe
         self.classes = images.classes if config.data.classes else ()
         shape, levels = images.format.shape, images.format.levels
-        network = build.network_of(self.recipe, shape, len(self.classes), device=self.device)
+        self.condition = None if images.inputs is None else images.inputs.format
+        network = build.network_of(
+            self.recipe,
+            shape,
+            len(self.classes),
+            condition=self.condition.channels if self.condition else 0,
+            device=self.device,
+        )
         self._check_samplers(network)
         self.plan = plan_of(
             self.recipe,
@@ -183,6 +190,7 @@ class Run:
                 "classes": list(self.classes),
                 "count": len(self.images_set),
                 "fingerprint": self.images_set.fingerprint,
+                **({"condition": self.condition.to_toml()} if self.condition else {}),
             },
             "precision": asdict(self.precision),
             "seconds": self.progress.seconds,
@@ -200,6 +208,7 @@ class Run:
             self.folder / "checkpoints" / f"{self.state.step:08d}",
             self.state.images,
             precision=str(self.precision),
+            condition=self.condition,
         )
 
     def steps(self) -> Iterator[Record]:
@@ -251,10 +260,17 @@ class Run:
 
     def _check_samplers(self, network: Network) -> None:
         """Raise ConfigError now for what would fail when the first samples are drawn."""
-        model = Model(self.recipe, network, self.images_set.format, self.classes)
+        model = Model(
+            self.recipe,
+            network,
+            self.images_set.format,
+            self.classes,
+            condition=self.condition,
+        )
+        start = torch.zeros(1, *self.condition.shape) if self.condition else None
         for sampler in (self.recipe.sampler, preview_sampler(self.recipe)):
-            build.grid_of(sampler, model.denoiser)
-            model.bound([0], sampler=sampler)
+            build.grid_of(sampler, build.adapt(self.recipe, network))
+            model.bound([0], sampler=sampler, images=start)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         """Put everything where the checkpoint was."""
@@ -283,7 +299,8 @@ class Run:
     def _watchers(self) -> list[Watcher]:
         """What looks at the model from time to time."""
         previews = Every(self.config.run.sample_every, _PREVIEWS, self.progress.share)
-        return [Preview(self.folder, self.recipe, self.log, previews)]
+        source = self.test_set or self.images_set
+        return [Preview(self.folder, self.recipe, self.log, previews, source)]
 
     def _measuring(self) -> Evaluation | None:
         """What measures the Fréchet distance while training, where that is asked for."""
@@ -325,7 +342,9 @@ class Run:
         if self.recipe.precision != "auto":
             return Precision(self.recipe.precision, channels_last=True)
         shape = (min(self.recipe.batch, 32), *self.images_set.format.shape)
-        told = {"class_labels": torch.zeros(1, len(self.classes))} if self.classes else None
+        told = {"class_labels": torch.zeros(1, len(self.classes))} if self.classes else {}
+        if self.condition:
+            told["image"] = torch.zeros(1, *self.condition.shape)
         choice: Choice = choose_precision(network, shape, conditions=told)
         self.say(f"arithmetic: {choice.sentence}")
         return choice.precision

@@ -41,6 +41,13 @@ class DataConfig:
     """Channels expected; an error if the data has others."""
     classes: bool = False
     """Learn labels from sub-folders, dataset.json or a label file, to sample by class."""
+    condition: Literal["none", "image"] = "none"
+    """image: learn the images of target/ given those of the same names in input/, both in data's
+    folder (or target.npy given input.npy)."""
+    input_range: tuple[float, float] | None = None
+    """As value_range, for the inputs of pairs."""
+    input_channels: int | None = None
+    """As channels, for the inputs of pairs."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sfumato.data.images import Images, Subset
 from sfumato.data.loader import one_pass
+from sfumato.data.pairs import open_pairs
 from sfumato.data.sources import open_images
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.run_config import DataConfig
@@ -25,6 +26,24 @@ def open_data(config: DataConfig, path: str) -> Images:
         raise ConfigError(
             "this run's images were made or opened by Python code, in a way that its config.toml "
             "cannot tell: go on from Python, with sfumato.train(..., resume=True)"
+        )
+    if config.condition == "image":
+        return open_pairs(
+            path,
+            size=config.size,
+            fit=config.fit,
+            alpha=config.alpha,
+            value_range=config.value_range,
+            input_range=config.input_range,
+            layout=config.layout,
+            labels=config.classes,
+            channels=config.channels,
+            input_channels=config.input_channels,
+        )
+    if config.input_range is not None or config.input_channels is not None:
+        raise ConfigError(
+            "--input-range and --input-channels are for pairs of images: add --condition image, "
+            "or leave them out"
         )
     return open_images(
         path,
@@ -52,7 +71,9 @@ def data_config(images: Images, test: Images | None) -> DataConfig:
     """Return the configuration that opens these sets again, as far as that is possible."""
     told = "" if test is None else IN_MEMORY
     if images.opened is None:
-        return DataConfig(data=IN_MEMORY, test=told, classes=images.labels is not None)
+        classes = images.labels is not None
+        condition = "none" if images.inputs is None else "image"
+        return DataConfig(data=IN_MEMORY, test=told, classes=classes, condition=condition)
     options: dict[str, Any] = dict(images.opened)
     path, classes = options.pop("path"), options.pop("labels")
     if test is not None and test.opened is not None:
@@ -72,6 +93,12 @@ def check_sets(images: Images, test: Images | None) -> None:
         raise ConfigError(
             f"the test images are {test.format.describe()}, "
             f"the training images {images.format.describe()}: they must agree"
+        )
+    ours, theirs = (None if x.inputs is None else x.inputs.format for x in (images, test))
+    if ours != theirs:
+        names = ["no pairs" if x is None else f"pairs from {x.describe()}" for x in (theirs, ours)]
+        raise ConfigError(
+            f"the test images are {names[0]}, the training images {names[1]}: they must agree"
         )
     labelled = images.labels is not None and test.labels is not None
     if labelled and test.classes != images.classes:

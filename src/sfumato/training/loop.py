@@ -28,7 +28,7 @@ from sfumato.training.state import TrainState
 
 
 class ImageBatch(Protocol):
-    """What the loop is fed: images [B, C, H, W] in [-1, 1], and class indices [B] or None."""
+    """What the loop is fed: images [B, C, H, W] in [-1, 1], and what they are learned from."""
 
     @property
     def x(self) -> Tensor:
@@ -37,7 +37,12 @@ class ImageBatch(Protocol):
 
     @property
     def labels(self) -> Tensor | None:
-        """Class indices, int64."""
+        """Class indices [B], int64, or None."""
+        ...
+
+    @property
+    def condition(self) -> Tensor | None:
+        """Of pairs the images to start from [B, K, H, W], float32 in [-1, 1], or None."""
         ...
 
 
@@ -165,10 +170,15 @@ def _gradients(state: TrainState, batch: ImageBatch, plan: Plan) -> tuple[float,
     condition: dict[str, Tensor] = {}
     if plan.classes:
         condition["class_labels"] = one_hot(batch.labels, plan.classes).to(x0)
+    channels = x0.shape[1]
+    if batch.condition is not None:  # A pair moves as one image.
+        x0 = torch.cat([x0, batch.condition.to(device, non_blocking=True)], 1)
     if plan.augment is not None:
         x0, told = plan.augment(x0, host)
         if told is not None:
             condition["augment_labels"] = told.to(x0)
+    if batch.condition is not None:
+        x0, condition["image"] = x0[:, :channels], x0[:, channels:]
     if isinstance(plan.noise, LossAware) and state.history is not None:
         sigma, importance = plan.noise.draw(state.history, count, host)
     else:

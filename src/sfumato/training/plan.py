@@ -26,7 +26,8 @@ class Plan:
 
     adapt: the network's parameterization, the same for the network and its average.
     classes: 0 ignores labels; otherwise the network is given them one-hot as `class_labels`.
-    augment: its labels, if it has any, are given as `augment_labels`.
+    augment: its labels, if it has any, are given as `augment_labels`; the images that pairs start
+    from are moved alike, and given as `image`.
     micro_batch: images per forward pass; larger batches are accumulated. clip_norm: largest norm of
     the gradient. patience: non-finite steps in a row before rolling back to the last good state,
     kept every snapshot_steps steps; after max_rollbacks to the same state training gives up.

@@ -63,11 +63,11 @@ def choose_precision(
 ) -> Choice:
     """Time training steps of a network on random images of `shape` [B, C, H, W] and choose.
 
-    The network (with `set_compute`) is called as network(x, noise_label [B], **conditions [1, n]),
-    with at most B images and as few as fit the budget of seconds. The first candidate is kept
-    unless another is `margin` times as fast. Weights and torch's random state are left as they
-    were, gradients cleared, and the network's arithmetic set to the choice. Not reproducible, so
-    ask once and record the answer.
+    The network (with `set_compute`) is called as network(x, noise_label [B], **conditions), these
+    [1, ...] each, with at most B images and as few as fit the budget of seconds. The first
+    candidate is kept unless another is `margin` times as fast. Weights and torch's random state are
+    left as they were, gradients cleared, and the network's arithmetic set to the choice. Not
+    reproducible, so ask once and record the answer.
     """
     if not hasattr(network, "set_compute"):
         return Choice(candidates[0], f"{candidates[0]} (this network offers no choice)")
@@ -80,7 +80,7 @@ def choose_precision(
         """Images a second of one forward and backward pass."""
         candidate.apply(body)
         x, label = torch.randn(batch, *shape[1:], device=device), torch.zeros(batch, device=device)
-        told = {n: c.expand(batch, -1).to(device) for n, c in (conditions or {}).items()}
+        told = {n: c.expand(batch, *c.shape[1:]).to(device) for n, c in (conditions or {}).items()}
         start = _now(device)
         network(x, label, **told).square().mean().backward()
         seconds = _now(device) - start

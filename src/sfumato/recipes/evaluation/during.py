@@ -17,6 +17,7 @@ from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.model import Model
+from sfumato.recipes.paired import answered
 from sfumato.recipes.progress import Every, Progress
 from sfumato.recipes.run_config import Bookkeeping
 from sfumato.recipes.run_log import RunLog, read
@@ -47,6 +48,7 @@ class Evaluation:
     ) -> None:
         """`real` images, called `name`, are the reference; their features are kept in the run.
 
+        A model that starts from images starts from theirs.
         Raises what `extractor_of` raises, so that missing weights are found before training.
         """
         self.every, self.n = every, n
@@ -54,7 +56,7 @@ class Evaluation:
         self.seconds = 0.0
         self._measured: list[tuple[float, int]] = []
         self._log, self._progress, self._say = log, progress, say
-        self._real = Stored(real, name, _REFERENCE)
+        self._images, self._real = real, Stored(real, name, _REFERENCE)
         self._extractor = extractor_of(features, real=self._real)
         self._folder, self._cache = folder, Cache(folder / "evaluation" / "cache")
         self._reference: FeatureStatistics | None = None
@@ -96,7 +98,8 @@ class Evaluation:
             table = FeatureTable(self._real, self._extractor, self._cache)
             table.prepare(Processes(), lambda done: None)
             self._reference = table.statistics()
-        drawn = (to_model(raw, model.format) for raw in model.samples(range(self.n)))
+        raw = answered(model, self._images, range(self.n))
+        drawn = (to_model(images, model.format) for images in raw)
         distance = frechet_distance(extract(drawn, self._extractor), self._reference)
         line = {
             "step": step,

@@ -99,10 +99,11 @@ def of_run(
     `which` is its folder, or what was loaded from it (then with its own weights, on its device).
     `test` and `training` name data in place of the run's own; `sampler` chooses from the run's
     sampler and those tuned for a number of calls, `opening` how its images are opened. Raises
-    ConfigError where there is nothing to compare with.
+    ConfigError where there is nothing to compare with, or the model needs images to start from.
     """
     device = own_device(device)
     model = which if isinstance(which, Model) else load(which, weights=weights, device=device)
+    model.refuse_condition()
     run = model.run
     assert model.path is not None
     config = config_of(run)

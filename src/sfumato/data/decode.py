@@ -91,13 +91,13 @@ def _array_header(stream: BinaryIO, name: str) -> Header:
     read = lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0
     shape, _, dtype = read(stream)
     channels, height, width = _one_image(shape, name)
-    return Header(channels, height, width, _known_dtype(dtype, name))
+    return Header(channels, height, width, known_dtype(dtype, name))
 
 
 def _array_pixels(stream: BinaryIO, name: str) -> NDArray[Any]:
     array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     image = array.reshape(_one_image(array.shape, name))
-    return image.astype(_known_dtype(image.dtype, name), order="C")
+    return image.astype(known_dtype(image.dtype, name), order="C")
 
 
 def _one_image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
@@ -136,7 +136,7 @@ class _Image:
             from sfumato.data.tiff import tiff_header
 
             channels, height, width, dtype = tiff_header(self.stream, self.name, self.keep)
-            return Header(channels, height, width, _known_dtype(dtype, self.name))
+            return Header(channels, height, width, known_dtype(dtype, self.name))
         picture = self._opened()
         width, height = picture.size
         if _orientation(picture) >= 5:
@@ -151,7 +151,7 @@ class _Image:
             from sfumato.data.tiff import tiff_pixels
 
             array = tiff_pixels(self.stream, self.name, self.keep)
-            return array.astype(_known_dtype(array.dtype, self.name), order="C")
+            return array.astype(known_dtype(array.dtype, self.name), order="C")
         picture = self._opened()
         orientation = _orientation(picture)
         if self.deep_png:
@@ -207,7 +207,8 @@ class _Image:
         return array[..., 0] if self._deep_channels() == 1 else array[..., : self._deep_channels()]
 
 
-def _known_dtype(dtype: np.dtype[Any], name: str) -> Dtype:
+def known_dtype(dtype: np.dtype[Any], name: str) -> Dtype:
+    """What values of a stored dtype become; DataError for anything but numbers."""
     found = dtype.name
     if dtype.kind in "iuf" and found not in DTYPES:
         found = "float32"

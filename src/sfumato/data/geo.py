@@ -44,6 +44,10 @@ class GeoReference:
         )
         return GeoReference(tuple(cast("Iterable[Tag]", (t for t in tags if t[3]))), self.nodata)
 
+    def of_values(self) -> GeoReference:
+        """What of it holds for any window of the image: the nodata value."""
+        return GeoReference(tuple(tag for tag in self.tags if tag[0] == _NODATA), self.nodata)
+
 
 def read_geo(path: Path) -> GeoReference | None:
     """The georeference of a TIFF; None for one without such tags, or another kind of file.

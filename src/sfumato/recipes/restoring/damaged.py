@@ -39,7 +39,7 @@ class Damaged:
     @property
     def share(self) -> float:
         """The share of values that are unknown, in [0, 1]; 0: there is nothing to restore."""
-        return 1 - float(self.known.float().mean())
+        return 1 - int(self.known.count_nonzero()) / self.known.numel()
 
     def compose(self, x: Tensor) -> NDArray[Any]:
         """Restored x [C, H, W] in [-1, 1] -> raw values: known ones exactly as stored.

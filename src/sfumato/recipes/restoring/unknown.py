@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -144,40 +144,56 @@ def read_mask(path: Path, size: tuple[int, int], of: str) -> NDArray[np.bool_]:
     One channel, RGB of greys (an alpha channel does not count) or an array [H, W] or [1, H, W] of
     bool or numbers. Raises DataError for colours, NaN, another size, or a file that is no mask.
     """
-    suffix = path.suffix.lower()
-    if suffix not in MASKS:
-        raise DataError(
-            f"{path}: expected a mask as {', '.join(MASKS)}, got {suffix!r}; save it as PNG "
-            "(lossy files turn black into almost black)"
-        )
-    if suffix == ARRAY:
+    check_mask_file(path)
+    if path.suffix.lower() == ARRAY:
         image = reading_file(path, lambda stream: _mask_array(stream, path))
     else:
         image = reading_file(path, lambda stream: decode(stream, str(path), "drop"))
+    check_mask_size(path, image.shape[-2:], size, of)
+    return as_mask(image, path)
+
+
+def check_mask_file(path: Path) -> None:
+    """DataError for a kind of file that blurs a mask's edges, or holds none."""
+    if path.suffix.lower() not in MASKS:
+        raise DataError(
+            f"{path}: expected a mask as {', '.join(MASKS)}, got {path.suffix!r}; save it as PNG "
+            "(lossy files turn black into almost black)"
+        )
+
+
+def check_mask_size(path: Path, found: Sequence[int], size: tuple[int, int], of: str) -> None:
+    """DataError for a mask of another (height, width) than its image's."""
+    if tuple(found) != size:
+        raise DataError(
+            f"{path}: expected a mask of the image's size, {size[0]} x {size[1]} (height x width "
+            f"of {of}), got {found[0]} x {found[1]}; draw it on the image itself"
+        )
+
+
+def as_mask(image: NDArray[Any], path: Path) -> NDArray[np.bool_]:
+    """Pixels [1 or 3, h, w] of a mask -> bool [1, h, w], True where not black."""
+    if image.dtype.kind not in "biuf" or (image.dtype.kind == "f" and np.isnan(image).any()):
+        raise DataError(
+            f"{path}: expected a mask of bool or numbers without NaN (0: known, anything else: "
+            f"unknown), got {image.dtype}; save it as a grey PNG"
+        )
     if len(image) not in (1, 3) or (image != image[:1]).any():
         kind = "colours" if len(image) == 3 else f"{len(image)} channels"
         raise DataError(
             f"{path}: expected a mask in one channel or RGB greys (white: unknown, black: known), "
             f"got {kind}; save it as a grey PNG"
         )
-    if image.shape[1:] != size:
-        raise DataError(
-            f"{path}: expected a mask of the image's size, {size[0]} x {size[1]} (height x width "
-            f"of {of}), got {image.shape[1]} x {image.shape[2]}; draw it on the image itself"
-        )
     return image[:1] != 0
 
 
 def _mask_array(stream: BinaryIO, path: Path) -> NDArray[Any]:
     array = np.lib.format.read_array(stream, allow_pickle=False)
-    array = array[None] if array.ndim == 2 else array
-    numbers = array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all())
-    if array.ndim != 3 or not numbers:
+    if array.ndim not in (2, 3):
         raise DataError(
-            f"{path}: expected a mask as an array [H, W] or [1, H, W] of bool or finite numbers, "
-            f"got {array.dtype} of shape {array.shape}"
+            f"{path}: expected a mask as an array [H, W] or [1, H, W], got shape {array.shape}"
         )
-    return array
+    return array[None] if array.ndim == 2 else array
 
 
 def reading_file(path: Path, read: Callable[[BinaryIO], T]) -> T:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,6 +15,9 @@ from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.evaluation.settings import METRICS, Settings
 from sfumato.recipes.run_config import DataConfig
+
+if TYPE_CHECKING:
+    from sfumato.recipes.model import Model
 
 _LISTED = "; ".join(f"{name}: {text}" for name, text in METRICS.items())
 
@@ -41,6 +44,8 @@ class EvaluateOptions:
         default_factory=SamplerOptions
     )
     """Sampler."""
+    autoguidance: Annotated[str | None, tyro.conf.arg(metavar="RUN|CHECKPOINT")] = None
+    """A weaker model for --guidance to lead away from, such as RUN/checkpoints/NUMBER."""
     classes: bool = False
     """Read labels of real images (and of A) from sub-folders, for --metrics classes."""
     size: tuple[int, int] | None = None
@@ -104,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
     asked = _given(arguments, "--metrics")
     if drawing:
         task = job.of_run(
-            paths[0],
+            paths[0] if options.autoguidance is None else _autoguided(options, device),
             options.settings,
             places,
             test=options.data,
@@ -138,6 +143,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _autoguided(options: EvaluateOptions, device: str) -> Model:
+    from sfumato.recipes.autoguidance import load_autoguided
+    from sfumato.recipes.evaluation.processes import own_device
+    from sfumato.recipes.model import load
+
+    assert options.autoguidance is not None
+    model = load(options.paths[0], weights=options.weights or "ema", device=own_device(device))
+    return load_autoguided(model, options.autoguidance, options.sampler.guidance)
+
+
 def _is_run(path: str) -> bool:
     folder = Path(path)
     names = ("config.toml", "checkpoint.toml", "checkpoints")
@@ -162,6 +177,7 @@ def _check_stored(options: EvaluateOptions, arguments: Sequence[str]) -> None:
         "--data": bool(options.data),
         "--class": options.class_ is not None,
         "--weights": options.weights is not None,
+        "--autoguidance": options.autoguidance is not None,
         "the sampler's options": options.sampler != SamplerOptions(),
     }
     useless = [name for name, given in drawing.items() if given]

@@ -39,6 +39,8 @@ class SampleOptions:
         default_factory=SamplerOptions
     )
     """Sampler."""
+    autoguidance: Annotated[str | None, tyro.conf.arg(metavar="RUN|CHECKPOINT")] = None
+    """A weaker model for --guidance to lead away from, such as RUN/checkpoints/NUMBER."""
     progressive: bool = False
     """Also write progressive.png: predictions of x0 along the way, for the first 8 images."""
     share_latent: float | None = None
@@ -71,6 +73,11 @@ def run(arguments: Sequence[str]) -> int:
     for note in model.notes:
         print(f"note: {note}")
     model = model.with_precision(options.precision)
+    if options.autoguidance is not None:
+        from sfumato.recipes.autoguidance import load_autoguided
+
+        asked = options.sampler.guidance
+        model = load_autoguided(model, options.autoguidance, asked, options.precision)
     tuned, notes = load_tuned(model)
     for note in notes:
         print(f"note: {note}")

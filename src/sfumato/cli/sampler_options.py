@@ -34,7 +34,9 @@ class FlowOptions:
     clip: bool | None = None
     """Clamp every prediction of x0 to the pixel range."""
     guidance: float | None = None
-    """Classifier-free guidance (1 is off); doubles the network calls. Needs label dropout."""
+    """Classifier-free guidance (1 is off), at twice the work. Needs label dropout."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guidance acts above sigma LOW and up to HIGH: both of what follows at once."""
     guidance_low: float | None = None
     """Guidance acts above this sigma ..."""
     guidance_high: float | None = None
@@ -49,8 +51,7 @@ class FlowOptions:
 
         What was tuned plays no part, for no number of calls is asked for.
         """
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return replace(default, **given)
+        return replace(default, **_given(self))
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class SamplerOptions(CommonOptions):
         Calls that a sampler was `tuned` for are spent by it, unless another one or what it was not
         tuned for is asked for. Raises ConfigError for calls that cannot be spent exactly.
         """
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        given = _given(self)
         nfe = given.pop("nfe", None)
         if (found := self._found(given, nfe, default, tuned or {})) is not None:
             return found
@@ -158,3 +159,16 @@ class SamplerOptions(CommonOptions):
                 f"(tuned: {known}): sfumato tune RUN --nfe {nfe or 6}, then --nfe {nfe or 6}"
             )
         return None
+
+
+def _given(options: FlowOptions) -> dict[str, Any]:
+    """What was asked for, by the names of a `SamplerConfig` (and nfe)."""
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    interval = given.pop("guidance_interval", None)
+    if interval is None:
+        return given
+    if "guidance_low" in given or "guidance_high" in given:
+        raise ConfigError(
+            "give --guidance-interval LOW HIGH, or --guidance-low and --guidance-high, not both"
+        )
+    return {**given, "guidance_low": interval[0], "guidance_high": interval[1]}

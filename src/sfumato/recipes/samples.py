@@ -69,11 +69,12 @@ class SampleWriter:
         sampler = {key: value for key, value in asdict(self.sampler).items() if value is not None}
         if self.sampler.grid == "all":
             sampler["steps"] = self.steps
-        device = str(self.model.device)
+        device, weaker = str(self.model.device), self.model.weaker
         seeds = range(self.seed, self.seed + self.count)
         classes = self.model.classes_for(seeds, self.label) or []
         return {
             "checkpoint": str(self.model.path),
+            **({"autoguidance": str(weaker.path)} if weaker else {}),
             "weights": self.model.weights,
             "precision": self.model.precision,
             "images": self.count,

@@ -61,8 +61,10 @@ def load_tuned(model: Model) -> tuple[dict[int, Tuned], list[str]]:
     """Return the tuned samplers of a model by their calls, and notes on those passed over.
 
     One that belongs to other weights (the raw ones in place of the average, say) is none of this
-    model's and is passed over in silence.
+    model's and is passed over in silence; an autoguided model has none.
     """
+    if model.weaker is not None:
+        return {}, []
     found: dict[int, Tuned] = {}
     notes: list[str] = []
     for path in sorted(model.path.glob("tuned-*.toml")) if model.path else ():

@@ -165,7 +165,7 @@ class Drawn:
         """Told how many images were just drawn."""
         self.name = "samples"
         self.format, self.classes = model.format, model.classes
-        recipe = model.recipe
+        recipe, weaker = model.recipe, model.weaker
         machine = describe(str(model.device))
         self.description = {
             "weights": model.fingerprint or _hash_of(model),
@@ -176,6 +176,7 @@ class Drawn:
                 "network": repr(recipe.network),
             },
             "format": model.format.to_toml(),
+            **({"weaker": weaker.fingerprint or _hash_of(weaker)} if weaker else {}),
             "sampler": {k: repr(v) for k, v in vars(self.sampler).items()},
             "precision": model.precision,
             "device": model.device.type,

@@ -320,7 +320,7 @@ def test_values_outside_the_model_s_range_are_refused(tmp_path: Path):
     image[0, 0, 0] = -9999
     path = saved(image, tmp_path / "a.npy")
     refused("inside the model's range [0, 1], got [-9999, ", path, FLOAT)
-    refused("name the one that stands for missing pixels with --nodata VALUE", path, FLOAT)
+    refused("name the one that stands for missing pixels as nodata", path, FLOAT)
     image[0, 0, 0] = np.inf
     refused("inf]; bring the values", saved(image, path), FLOAT)
     twelve = pixel_format((1, 16, 16), "uint16", (0, 4095))
@@ -330,7 +330,7 @@ def test_values_outside_the_model_s_range_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("value", [-9999, 256, 0.5, float("nan")])
 def test_nodata_that_cannot_occur_is_refused(value: float, tmp_path: Path):
     path = saved(pixels(3, "uint8"), tmp_path / "a.png")
-    refused("expected --nodata to be a value that uint8 pixels can have, a whole number from 0 to "
+    refused("expected nodata to be a value that uint8 pixels can have, a whole number from 0 to "
             f"255, got {value:g}", path, RGB, nodata=value)  # fmt: skip
 
 

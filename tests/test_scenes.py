@@ -197,7 +197,7 @@ def test_scenes_that_do_not_fit_are_refused(tmp_path: Path):
     np.save(tmp_path / "mask.npy", np.zeros((H, W - 1), bool))
     with pytest.raises(DataError, match=f"mask of the image's size, {H} x {W} .* got {H} x 100"):
         SceneReader(path, form, mask=tmp_path / "mask.npy")
-    with pytest.raises(DataError, match=r"expected --nodata to be a value"):
+    with pytest.raises(DataError, match=r"expected nodata to be a value"):
         SceneReader(path, form, nodata=-1)
     with pytest.raises(DataError, match="there is none"):
         SceneReader(tmp_path / "none.tif", form)

@@ -69,7 +69,7 @@ def compose(
         restored[hit] = step
     if raw is None:
         return restored
-    return np.where(known.numpy(), raw, restored)
+    return np.where(known.cpu().numpy(), raw, restored)
 
 
 def read_damaged(

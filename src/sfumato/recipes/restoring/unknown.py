@@ -79,7 +79,7 @@ class Reading:
             raise DataError(
                 f"{self.name}: expected values inside the model's range [{form.low:g}, "
                 f"{form.high:g}], got [{low:g}, {high:g}]; bring the values to that range, or name "
-                "the one that stands for missing pixels with --nodata VALUE"
+                "the one that stands for missing pixels as nodata"
             )
 
 
@@ -127,7 +127,7 @@ def plan_reading(
     if nodata is not None and not _possible(form.dtype, nodata):
         top = np.iinfo(form.dtype).max
         raise DataError(
-            f"{name}: expected --nodata to be a value that {form.dtype} pixels can have, a whole "
+            f"{name}: expected nodata to be a value that {form.dtype} pixels can have, a whole "
             f"number from 0 to {top}, got {nodata:g}; correct it or leave it out"
         )
     return Reading(name, form, alpha, nodata)

@@ -207,10 +207,11 @@ class Model:
         seed: int = 0,
         label: str | None = None,
         sampler: SamplerConfig | None = None,
+        images: Tensor | None = None,
     ) -> RawImages:
-        """Return n raw images [n, C, H, W]; image i is seeded with seed + i."""
-        seeds = range(seed, seed + n)
-        return np.concatenate(list(self.samples(seeds, label=label, sampler=sampler)))
+        """Return n raw images [n, C, H, W]; image i is seeded with seed + i, and see `samples`."""
+        drawn = self.samples(range(seed, seed + n), label=label, sampler=sampler, images=images)
+        return np.concatenate(list(drawn))
 
     def bound(
         self,

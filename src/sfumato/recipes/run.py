@@ -26,6 +26,7 @@ from sfumato.recipes.run_data import (
     data_config,
     open_data,
     open_to_measure,
+    remark,
     sigma_data_of,
 )
 from sfumato.recipes.run_log import RunLog
@@ -148,6 +149,8 @@ class Run:
             refuse_taken(folder)
         begun = read_begun(folder, say) if resume else Begun()
         if images is None:
+            if note := remark(config.data):
+                say(note)
             images = open_data(config.data, config.data.data)
         if test is None and config.data.test:
             test = open_to_measure(config.data, config.data.test)

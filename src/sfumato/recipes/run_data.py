@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.data.images import Images, Subset
 from sfumato.data.loader import one_pass
-from sfumato.data.pairs import open_pairs
+from sfumato.data.pairs import holds_pairs, open_pairs
 from sfumato.data.sources import open_images
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.run_config import DataConfig
@@ -54,6 +54,16 @@ def open_data(config: DataConfig, path: str) -> Images:
         layout=config.layout,
         labels=config.classes,
         channels=config.channels,
+    )
+
+
+def remark(config: DataConfig) -> str | None:
+    """Return what to say of a folder that looks like pairs, and is not to be opened as such."""
+    if config.condition == "image" or not holds_pairs(config.data):
+        return None
+    return (
+        f"note: {config.data} holds input and target: their images are learned alike, as one set; "
+        "to learn targets given inputs add --condition image"
     )
 
 

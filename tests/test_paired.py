@@ -139,17 +139,20 @@ def test_the_preconditioning_scales_x_and_not_the_image() -> None:
 
 
 def test_files_are_paired_by_name_whatever_their_suffix_and_order(tmp_path: Path) -> None:
-    stems = ["b/10", "b/9", "a.x", "c"]
-    files(tmp_path / "input", [f"{stem}.png" for stem in stems])
-    files(tmp_path / "target", [f"{stem}.bmp" for stem in stems[::-1]], lambda i: 200 - 1 * i)
+    stems = ["b/10", "b/9", "a.x", "1", "01"]
+    # Of 1 and 01, the same number, the suffix decides which comes first.
+    inputs, targets = (".png", ".png", ".bmp", ".png", ".bmp"), (".bmp",) * 4 + (".png",)
+    files(tmp_path / "input", [a + b for a, b in zip(stems, inputs, strict=True)])
+    files(
+        tmp_path / "target", [a + b for a, b in zip(stems, targets, strict=True)], lambda i: 9 * i
+    )
     pairs = open_pairs(tmp_path)
-    assert len(pairs) == 4
+    assert sorted(pairs.names(i)[:-4] for i in range(5)) == sorted(stems)
     assert pairs.inputs is not None
-    value = dict(zip(stems, range(4), strict=True))
-    for i in range(4):
-        stem = pairs.names(i).removesuffix(".bmp")
-        assert pairs.inputs.read([i]).max() == value[stem]
-        assert pairs.read([i]).max() == 200 - (3 - value[stem])
+    for i in range(5):
+        number = stems.index(pairs.names(i)[:-4])
+        assert pairs.inputs.read([i]).max() == number
+        assert pairs.read([i]).max() == 9 * number
 
 
 def test_depths_and_channels_may_differ_and_values_stay(tmp_path: Path) -> None:

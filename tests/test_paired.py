@@ -323,6 +323,17 @@ def test_pairs_opened_as_one_set_are_remarked_upon(tmp_path: Path) -> None:
     assert "4 images" in said[1]
 
 
+def test_info_tells_pairs_and_what_a_model_starts_from(
+    whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(data)]) == 0
+    told = capsys.readouterr().out
+    assert "12 pairs, 4 x 8 x 8 uint16 to 3 x 8 x 8 uint8" in told
+    assert "--condition image" in told
+    assert main(["info", str(whole)]) == 0
+    assert re.search(r"starts from +4 x 8 x 8 uint16", capsys.readouterr().out)
+
+
 def test_test_images_must_be_pairs_of_the_same_kind(tmp_path: Path) -> None:
     data, other = arrays(tmp_path / "a"), arrays(tmp_path / "b")
     np.save(other / "input.npy", scenes(12, channels=5))

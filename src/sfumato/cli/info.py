@@ -35,9 +35,14 @@ def run(arguments: Sequence[str]) -> int:
         raise CheckpointError(f"{path} looks like a run, but its config.toml is missing")
     if path.is_file() and _print_compressed(path):
         return 0
+    from sfumato.data.pairs import holds_pairs, open_pairs
     from sfumato.data.pixels import UnknownRangeError, range_option
     from sfumato.data.sources import class_names, open_images
 
+    if holds_pairs(path):
+        print(open_pairs(path).describe())
+        print("To learn targets given inputs: --condition image")
+        return 0
     try:
         print(open_images(options.path).describe())
         _print_classes(class_names(options.path))

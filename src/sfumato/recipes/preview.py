@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sfumato.data.images import Images
 from sfumato.data.pixels import to_model
+from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.model import Model
 from sfumato.recipes.paired import answers, picked
@@ -93,3 +95,11 @@ def preview_sampler(recipe: Recipe) -> SamplerConfig:
         sigma_min=None,
         sigma_max=None,
     )
+
+
+def check_samplers(model: Model) -> None:
+    """Raise ConfigError now for what would fail when the first samples are drawn."""
+    start = None if model.condition is None else torch.zeros(1, *model.condition.shape)
+    for sampler in (model.recipe.sampler, preview_sampler(model.recipe)):
+        build.grid_of(sampler, build.adapt(model.recipe, model.network))
+        model.bound([0], sampler=sampler, images=start)

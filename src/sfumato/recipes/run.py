@@ -18,7 +18,7 @@ from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import pick_device, set_threads
 from sfumato.recipes.model import Model
 from sfumato.recipes.plan import decay_of, plan_of
-from sfumato.recipes.preview import Preview, Watcher, preview_sampler
+from sfumato.recipes.preview import Preview, Watcher, check_samplers
 from sfumato.recipes.progress import Every, FittedDecay, Progress
 from sfumato.recipes.run_config import Arithmetic, Bookkeeping, RunConfig
 from sfumato.recipes.run_data import (
@@ -110,7 +110,9 @@ class Run:
             condition=self.condition.channels if self.condition else 0,
             device=self.device,
         )
-        self._check_samplers(network)
+        check_samplers(
+            Model(self.recipe, network, images.format, self.classes, condition=self.condition)
+        )
         self.plan = plan_of(
             self.recipe,
             half_bin=1 / (levels - 1) if levels else 1 / 255,
@@ -260,20 +262,6 @@ class Run:
         from sfumato.recipes.page import write_page
 
         return write_page(self, say or self.say)
-
-    def _check_samplers(self, network: Network) -> None:
-        """Raise ConfigError now for what would fail when the first samples are drawn."""
-        model = Model(
-            self.recipe,
-            network,
-            self.images_set.format,
-            self.classes,
-            condition=self.condition,
-        )
-        start = torch.zeros(1, *self.condition.shape) if self.condition else None
-        for sampler in (self.recipe.sampler, preview_sampler(self.recipe)):
-            build.grid_of(sampler, build.adapt(self.recipe, network))
-            model.bound([0], sampler=sampler, images=start)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         """Put everything where the checkpoint was."""

@@ -398,6 +398,36 @@ def test_the_same_condition_and_seed_are_the_same_picture(whole: Path) -> None:
     assert not torch.equal(other[0], every[0])
 
 
+def test_pairs_with_classes_are_guided_with_their_images(tmp_path: Path) -> None:
+    data = arrays(tmp_path / "pairs")
+    np.save(data / "target_labels.npy", np.arange(12) % 3)
+    base = small(steps=3)
+    chosen = replace(base, network=replace(base.network, label_dropout=0.2))
+    config = RunConfig(chosen, DataConfig(str(data), condition="image", classes=True), QUIET)
+    list(Run.open(config, tmp_path / "run").steps())
+    model, images = load(tmp_path / "run"), torch.rand(2, 4, 8, 8) * 2 - 1
+    x, sigma, sampler = torch.randn(2, 3, 8, 8), torch.tensor(1.0), chosen.sampler
+
+    def mean(scale: float, label: str | None = "1") -> Tensor:
+        bound = model.bound([0, 1], label, sampler=replace(sampler, guidance=scale), images=images)
+        return bound(x, sigma).mean
+
+    whole = edm_preconditioned(model.network, chosen_sigma_data(model)).given(image=images)
+    free = whole.given(class_labels=torch.zeros(2, 3))(x, sigma).mean
+    given = whole.given(class_labels=torch.eye(3)[[1, 1]])(x, sigma).mean
+    torch.testing.assert_close(mean(1.0), given, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mean(3.0), free + 3 * (given - free), rtol=0, atol=1e-5)
+    assert (given - free).abs().max() > 1e-4
+    (one,), (other,) = (answers(model, images, [0, 1], label=label) for label in ("1", "2"))
+    assert not torch.equal(one, other)
+
+
+def chosen_sigma_data(model: Model) -> float:
+    value = model.recipe.process.sigma_data
+    assert value is not None
+    return value
+
+
 def test_a_model_of_pairs_is_not_asked_without_images(
     tmp_path: Path, whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

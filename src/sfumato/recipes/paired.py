@@ -23,20 +23,23 @@ def answers(
     conditions: Tensor,
     seeds: Sequence[int],
     sampler: SamplerConfig | None = None,
+    *,
+    label: str | None = None,
 ) -> Iterator[Tensor]:
     """Yield samples [<= batch, C, H, W] in [-1, 1], float32 on the host, one a row, in order.
 
     Row i starts from `conditions`[i] ([n, K, H, W] in [-1, 1]) and seeds[i]; `sampler` defaults to
-    the recipe's. The network always runs on sampler.batch rows, so that the same condition and seed
-    are the same picture for any number of rows. Raises ConfigError, at the call, for a model that
-    was not trained on pairs and for conditions of another shape or number.
+    the recipe's, and `label` names a class, drawn by the seed where there are any and none is
+    named. The network always runs on sampler.batch rows, so that the same condition and seed are
+    the same picture for any number of rows. Raises ConfigError, at the call, for a model that was
+    not trained on pairs and for conditions of another shape or number.
     """
     if model.condition is None:
         raise ConfigError(
             "this model was trained on images alone and starts from none: train one on pairs, with "
             "--condition image"
         )
-    return model.drawn(seeds, sampler=sampler, images=conditions)
+    return model.drawn(seeds, label=label, sampler=sampler, images=conditions)
 
 
 def answered(

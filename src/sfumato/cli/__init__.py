@@ -21,6 +21,7 @@ VERBS = {
     "ablate": "train and measure a paper's ablation at a small size",
     "invert": "find the latents of images, and measure the way back",
     "interpolate": "draw what lies between images, or seeds",
+    "restore": "fill in, enlarge, deblur, denoise or colour damaged images",
     "compress": "turn images into a small file that the same run decodes",
     "decompress": "turn such a file into its images",
     "data": "make pairs of images, such as clouded and clear ones",

@@ -174,19 +174,18 @@ class DPS:
     """The gradient of |y - A D(x)|^2 through the network: p(y | x) as if x0 were D(x).
 
     Chung et al. 2023, eq. 16. Their step is zeta / |y - A D| for each of 1,000 steps, which no
-    other solver or grid can take over; here y's variance is its noise's and, over zeta, that of
-    x0 given x (sigma and the data's deviation together), whatever the operator does to it.
+    other solver or grid can take over; here the mean moves by zeta J' A' (y - A D), J being D's
+    Jacobian: less where y's noise is above x0's deviation given x. Steps above 2 / |A|^2 diverge.
     """
 
     zeta: float = 1.0
     data_std: float = DATA_STD
 
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the mean with sigma^2 times the gradient added."""
+        """Return the mean with the gradient's step taken."""
         mean, pull = linearised(denoise, x, sigma)
-        level = expand(sigma, x).square()
-        var = level * self.data_std**2 / (level + self.data_std**2) / self.zeta + measured.std**2
-        return mean + level * pull(measured.operator.adjoint(measured.rest(mean) / var))
+        trust = 1 / (1 + measured.std**2 / _spread(sigma, x, self.data_std))
+        return mean + self.zeta * trust * pull(measured.operator.adjoint(measured.rest(mean)))
 
 
 @dataclass(frozen=True)
@@ -194,19 +193,24 @@ class PiGDM:
     """The gradient with x0 Gaussian around D(x), of deviation r: sigma and the data's together.
 
     Song et al. 2023 ("Pseudoinverse-guided diffusion models"), eq. 7 and 8, with the data's own
-    deviation in place of 1.
+    deviation in place of 1, and weighted by r^2 / sigma^2 as in their Algorithm 1: images are far
+    from independent pixels, and without the weight their low frequencies overshoot.
     """
 
     data_std: float = DATA_STD
 
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the mean with sigma^2 times the gradient added."""
+        """Return the mean with the gradient's step taken."""
         mean, pull = linearised(denoise, x, sigma)
-        square = expand(sigma, x).square()
-        var = square * self.data_std**2 / (square + self.data_std**2)
-        floor = torch.tensor(measured.std**2, dtype=x.dtype, device=x.device)
-        rest = solve(measured.operator, measured.rest(mean), var, floor)
-        return mean + square * pull(measured.operator.adjoint(rest))
+        floor = measured.std**2 / _spread(sigma, x, self.data_std)
+        rest = solve(measured.operator, measured.rest(mean), torch.ones_like(floor), floor)
+        return mean + pull(measured.operator.adjoint(rest))
+
+
+def _spread(sigma: Tensor, x: Tensor, data_std: float) -> Tensor:
+    """The variance of x0 given x where pixels are independent."""
+    square = expand(sigma, x).square()
+    return square * data_std**2 / (square + data_std**2)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,50 @@
-"""Damaged images of any size, read for a model and written back restored."""
+"""Damaged images of any size: read for a model, restored by it, and written back."""
 
-from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
-from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
+from __future__ import annotations
 
-__all__ = ["Damaged", "SceneReader", "SceneWriter", "read_damaged", "write_restored"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
+    from sfumato.recipes.restoring.drawing import Drawing
+    from sfumato.recipes.restoring.how import How, usual_sampler
+    from sfumato.recipes.restoring.page import Shown, scores, write_page
+    from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
+    from sfumato.recipes.restoring.tasks import Task
+    from sfumato.recipes.restoring.work import Done, Given, restore
+
+_WHERE = {
+    "damaged": ("Damaged", "read_damaged", "write_restored"),
+    "drawing": ("Drawing",),
+    "how": ("How", "usual_sampler"),
+    "page": ("Shown", "scores", "write_page"),
+    "scenes": ("SceneReader", "SceneWriter"),
+    "tasks": ("Task",),
+    "work": ("Done", "Given", "restore"),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "Damaged",
+    "Done",
+    "Drawing",
+    "Given",
+    "How",
+    "SceneReader",
+    "SceneWriter",
+    "Shown",
+    "Task",
+    "read_damaged",
+    "restore",
+    "scores",
+    "usual_sampler",
+    "write_page",
+    "write_restored",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)

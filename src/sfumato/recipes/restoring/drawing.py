@@ -1,0 +1,132 @@
+"""Answers to what was measured of one image: windows, batches, and the walk itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+from sfumato.protocols import Denoiser
+from sfumato.randomness import Noise
+from sfumato.recipes import build
+from sfumato.recipes.model import Model
+from sfumato.recipes.restoring.how import How
+from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.restoration import Measured
+from sfumato.restoration.windows import PlacedNoise, Window, Windowed
+from sfumato.sampling import sample, start_from_prior
+
+Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A model that draws answers, and how. Raises ConfigError for a class it does not know.
+
+    A model with classes must be told the one of the images; one that starts from images is given
+    them with each question.
+    """
+
+    model: Model
+    how: How
+    sampler: SamplerConfig
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.classes and self.label is None:
+            raise ConfigError(
+                "this model was trained with classes, so it has to be told what the image shows: "
+                f"add --class, one of {', '.join(self.model.classes[:12])}"
+            )
+        self.model.classes_for([0], self.label)
+        self.model.grid(self.sampler)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of what the network sees at once."""
+        return self.model.format.height, self.model.format.width
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """How far apart windows lie."""
+        high, wide = self.window
+        share = 1 - self.how.overlap
+        return max(1, round(share * high)), max(1, round(share * wide))
+
+    def noise(self, origin: tuple[int, int] | None = None) -> Noise:
+        """Return the answers' noise; of a part of a scene by its place."""
+        seeds = tuple(range(self.how.seed, self.how.seed + self.how.answers))
+        return Noise(seeds) if origin is None else PlacedNoise(seeds, 0, origin)
+
+    def draw(
+        self,
+        shape: tuple[int, int, int],
+        measured: Measured | None,
+        *,
+        condition: Tensor | None = None,
+        origin: tuple[int, int] | None = None,
+        start: tuple[Tensor, float] | None = None,
+        tick: Tick = lambda n: None,
+    ) -> Tensor:
+        """Return answers [answers, C, H, W] in [-1, 1] to what was measured of one image.
+
+        `condition` [K, H, W] in [-1, 1] is what a model trained on pairs starts from. `origin` is
+        the place of a scene's part. `start` is x [C, H, W] and its noise level, where the walk
+        begins there rather than from noise. `tick` is told of every step. Raises ConfigError for
+        an image smaller than the model's.
+        """
+        denoise = self._denoiser(shape, condition)
+        grid = self.grid(None if start is None else start[1])
+        noise = self.noise(origin)
+        solver = self.model.solver(self.sampler)
+        if measured is not None:
+            denoise, solver = self.how.bend(denoise, solver, measured, noise)
+        denoise = build.sampler_denoiser(self.sampler, denoise)
+        if start is None:
+            x = start_from_prior(denoise, grid[0], shape, noise, device=self.model.device)
+        else:
+            x = start[0].to(self.model.device).expand(self.how.answers, *shape).float()
+        for step in sample(denoise, solver, grid, x, noise):
+            x = step.x
+            tick(1)
+        return x.clamp(-1, 1).cpu()
+
+    def grid(self, highest: float | None = None) -> Tensor:
+        """Return the levels that are walked, from the `highest` if one is given."""
+        if highest is None:
+            return self.model.grid(self.sampler)
+        limits = build.adapt(self.model.recipe, self.model.network).range
+        if not limits.low < highest:
+            raise ConfigError(
+                f"noise of deviation {highest:.4g} in [-1, 1] is below what this model knows, "
+                f"{limits.low:.4g}: there is nothing to remove"
+            )
+        capped = replace(self.sampler, sigma_max=min(highest, limits.high))
+        if self.sampler.grid in ("uniform", "quadratic", "all", "vp", "iddpm"):
+            capped = replace(capped, grid="karras")
+        return self.model.grid(capped)
+
+    def _denoiser(self, shape: tuple[int, int, int], condition: Tensor | None) -> Denoiser:
+        high, wide = self.window
+        height, width = shape[1:]
+        if height < high or width < wide:
+            raise ConfigError(
+                f"this image is {height} x {width} pixels, smaller than the {high} x {wide} that "
+                "the model was trained on: enlarge it, or train on smaller images (--size)"
+            )
+
+        def ask(windows: Sequence[Window]) -> Denoiser:
+            cut = None
+            if condition is not None:
+                cut = torch.stack(
+                    [condition[:, w.top : w.top + high, w.left : w.left + wide] for w in windows]
+                )
+            seeds = [self.how.seed + w.row for w in windows]
+            return self.model.bound(seeds, self.label, sampler=self.sampler, images=cut)
+
+        if (height, width) == (high, wide):
+            return ask([Window(row, 0, 0) for row in range(self.how.answers)])
+        return Windowed(ask, ask([Window(0, 0, 0)]), (high, wide), self.stride)

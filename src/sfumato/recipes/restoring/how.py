@@ -1,0 +1,77 @@
+"""How images are restored, as plain values: the method by its name, answers, seeds, noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sfumato.errors import ConfigError
+from sfumato.protocols import Denoiser, Solver
+from sfumato.randomness import Noise
+from sfumato.recipes.restoring.names import MethodName
+from sfumato.recipes.sampler_config import SamplerConfig, plain, sub_sequence
+from sfumato.restoration import (
+    DAPS,
+    DDRM,
+    DPS,
+    DiffPIR,
+    Measured,
+    Method,
+    MomentMatching,
+    PiGDM,
+    Repaint,
+    Replacement,
+    Restored,
+)
+
+
+@dataclass(frozen=True)
+class How:
+    """What decides restored images besides the model and what was measured.
+
+    `rounds`: conjugate gradients of moment-matching. `times`: walks of repaint. `walk`: steps of
+    each of daps's ways down. `overlap`: share of a window that the next one covers too.
+    """
+
+    method: MethodName = "moment-matching"
+    answers: int = 1
+    seed: int = 0
+    rounds: int = 2
+    times: int = 4
+    walk: int = 4
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        for name, least in (("answers", 1), ("rounds", 1), ("times", 1), ("walk", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"overlap is a share from 0 to below 1, not {self.overlap}")
+
+    def bend(
+        self, denoise: Denoiser, solver: Solver[Any], measured: Measured, noise: Noise
+    ) -> tuple[Denoiser, Solver[Any]]:
+        """Return what is sampled, and by what."""
+        if self.method == "daps":
+            return denoise, DAPS(measured, solver, self.walk)
+        if self.method == "repaint":
+            bent = Restored(denoise, measured, Replacement(noise))
+            return bent, Repaint(solver, self.times)
+        methods: dict[str, Method] = {
+            "moment-matching": MomentMatching(self.rounds),
+            "replace": Replacement(noise),
+            "ddrm": DDRM(),
+            "dps": DPS(),
+            "pigdm": PiGDM(),
+            "diffpir": DiffPIR(),
+        }
+        return Restored(denoise, measured, methods[self.method]), solver
+
+
+def usual_sampler(config: SamplerConfig) -> SamplerConfig:
+    """Return the sampler of a recipe as restoration uses it if nothing else is asked for.
+
+    DDIM with fresh noise: what was filled in badly is forgotten, where the flow would keep it.
+    """
+    return replace(sub_sequence(plain(config, "ddim")), eta=1.0, steps=18)

@@ -1,0 +1,181 @@
+"""What was done to an image, as an operator, and the image it was done to."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.data.pixels import PixelFormat
+from sfumato.errors import ConfigError, DataError
+from sfumato.recipes.restoring.damaged import Damaged, read_damaged
+from sfumato.restoration import GREY, Average, Blur, Identity, Mask, Operator, check_adjoint
+from sfumato.restoration.operators import Composed
+
+
+@dataclass(frozen=True)
+class Task:
+    """At most one of what may have been done to a whole image; none: parts of it are missing.
+
+    `enlarge`: it was made smaller by this factor. `kernel`: it was blurred by this file's or
+    "gaussian:DEVIATION" in pixels. `noise`: white noise was added, of this deviation in pixel
+    values, "auto" to estimate it. `colorize`: its colours are gone. `operator`: FILE.py:NAME, of
+    the user's own.
+    """
+
+    enlarge: int | None = None
+    kernel: str | None = None
+    noise: str | None = None
+    colorize: bool = False
+    operator: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse several at once, and factors that enlarge nothing."""
+        given = {
+            "--super-resolve": self.enlarge is not None,
+            "--deblur": self.kernel is not None,
+            "--denoise": self.noise is not None,
+            "--colorize": self.colorize,
+            "--op": self.operator is not None,
+        }
+        chosen = [name for name, there in given.items() if there]
+        if len(chosen) > 1:
+            raise ConfigError(
+                f"{' and '.join(chosen)} exclude each other: write an operator that does both, and "
+                "give it by --op"
+            )
+        if self.enlarge is not None and self.enlarge < 2:
+            raise ConfigError(f"--super-resolve enlarges by 2 or more, not {self.enlarge}")
+
+    @property
+    def missing(self) -> bool:
+        """Whether parts of the image are missing, and nothing else."""
+        return self == Task()
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A whole image to find: its shape and format, how it was measured, and what came of it.
+
+    `shown` [C', h, w] in [-1, 1] is the measurement as a picture.
+    """
+
+    shape: tuple[int, int, int]
+    operator: Operator
+    y: Tensor
+    form: PixelFormat
+    shown: Tensor
+    damaged: Damaged | None
+
+
+def question(task: Task, path: Path, form: PixelFormat) -> Question:
+    """Read what was measured of an image, and check the operator.
+
+    Raises DataError for a file that does not fit, ConfigError for a kernel or operator that cannot
+    be used, among them one whose adjoint is wrong.
+    """
+    if task.operator is not None:
+        return _own(task.operator, path, form)
+    if task.colorize:
+        if form.channels != 3:
+            raise ConfigError(f"--colorize needs a model of RGB images, not {form.channels} bands")
+        damaged = read_damaged(path, replace(form, channels=1), channels=1)
+    else:
+        damaged = read_damaged(path, form)
+    _, height, width = damaged.format.shape
+    if task.enlarge is not None:
+        height, width = height * task.enlarge, width * task.enlarge
+        operator: Operator = Average(task.enlarge)
+    elif task.kernel is not None:
+        operator = Blur(read_kernel(task.kernel, (height, width)))
+    else:
+        operator = GREY if task.colorize else Identity()
+    own = replace(form, height=height, width=width)
+    y = damaged.x[None]
+    if damaged.share:
+        known = damaged.known.expand_as(damaged.x)
+        operator = (
+            Mask(known) if isinstance(operator, Identity) else Composed(operator, Mask(known))
+        )
+    like = None if task.enlarge or task.colorize else damaged
+    return Question(own.shape, operator, y, own, damaged.x, like)
+
+
+def read_kernel(told: str, size: tuple[int, int]) -> Tensor:
+    """Return a kernel [h, w] that sums to 1: "gaussian:DEVIATION", or a .npy or image file.
+
+    Raises ConfigError for one that is larger than the image of `size`, or cannot be read.
+    """
+    if told.startswith("gaussian:"):
+        try:
+            std = float(told.removeprefix("gaussian:"))
+        except ValueError:
+            std = 0.0
+        if not 0 < std < 1e3:
+            raise ConfigError(f"expected gaussian:DEVIATION in pixels, as gaussian:1.5, not {told}")
+        reach = max(1, round(3 * std))
+        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / std) ** 2)
+        kernel = torch.outer(line, line)
+    else:
+        kernel = torch.from_numpy(_array(Path(told)))
+    if kernel.ndim != 2 or not kernel.isfinite().all() or not float(kernel.sum()) > 0:
+        raise ConfigError(f"{told}: a kernel is [h, w], finite, with a sum above 0")
+    if kernel.shape[0] > size[0] or kernel.shape[1] > size[1]:
+        raise ConfigError(
+            f"{told}: the kernel, {kernel.shape[0]} x {kernel.shape[1]}, is larger than the image, "
+            f"{size[0]} x {size[1]}"
+        )
+    return kernel / kernel.sum()
+
+
+def _array(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+    from PIL import Image
+
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False).astype(np.float64)
+        return np.asarray(Image.open(path).convert("F"), dtype=np.float64)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist: a kernel is gaussian:DEVIATION, a .npy or an image file"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a kernel: {error}") from error
+
+
+def _own(told: str, path: Path, form: PixelFormat) -> Question:
+    """An operator of the user's: FILE.py:NAME, an instance or a class without arguments."""
+    file, _, name = told.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise ConfigError(f"expected --op FILE.py:NAME of a file that exists, got {told}")
+    spec = importlib.util.spec_from_file_location("own_operator", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"{file} holds no {name}")
+    operator: Operator = found() if isinstance(found, type) else found
+    try:
+        check_adjoint(operator, form.shape)
+    except ValueError as error:
+        raise ConfigError(f"--op {told}: {error}") from error
+    expected = operator(torch.zeros(1, *form.shape)).shape[1:]
+    if path.suffix == ".npy":
+        y = torch.from_numpy(np.load(path, allow_pickle=False)).float()[None]
+        shown = torch.zeros(form.shape)
+    else:
+        y = read_damaged(path, replace(form, channels=int(expected[0]))).x[None]
+        shown = y[0]
+    if y.shape[1:] != expected:
+        raise DataError(
+            f"{path}: the operator measures {list(expected)} of images {list(form.shape)}, and "
+            f"this is {list(y.shape[1:])}"
+        )
+    return Question(form.shape, operator, y, form, shown, None)

@@ -110,12 +110,21 @@ def run(arguments: Sequence[str]) -> int:
     usual = model.recipe.sampler if model.condition else usual_sampler(model.recipe.sampler)
     drawing = Drawing(model, how, options.sampler.over(usual), options.class_)
     out = options.out or free_folder(model.run / "restored" / images[0].stem)
+    if single and out.suffix.lower() == ".png" and _png_instead(model) != ".png":
+        raise ConfigError(
+            f"{out}: a PNG cannot hold {model.format.channels} x {model.format.dtype} here: write "
+            f"{_png_instead(model)}"
+        )
+    if not single and out.is_file():
+        raise ConfigError(f"{out} is a file: end its name in {', '.join(_FILES)}, or name a folder")
     if not single and out.exists() and any(out.iterdir()) and not options.force:
         raise ConfigError(f"{out} holds files already: --force replaces them, or give another -o")
     start = time.perf_counter()
     found = _all(options, drawing, task, images, out, single)
     taken = time.perf_counter() - start
-    print(f"{len(images)} images, {how.answers} answers each, in {duration(taken)}")
+    answers = "" if how.answers == 1 else f", {how.answers} answers each"
+    print(f"{_counted(len(images), 'image')}{answers}, in {duration(taken)}")
+    _tell_scores(found)
     if single:
         print(f"restored: {out}")
         return 0
@@ -134,11 +143,11 @@ def _all(
     from sfumato.recipes.restoring import restore
 
     found: list[Done] = []
+    every = [_given(options, path, images) for path in images]
     with tqdm(total=len(images), unit="image", bar_format=_BAR) as bar:
         for place, path in enumerate(images):
             name = (lambda _, out=out: out) if single else _names(out, path, drawing.model)
-            given = _given(options, path, images)
-            done = restore(drawing, task, path, given, name, bar.update)
+            done = restore(drawing, task, path, every[place], name, bar.update)
             bar.n = place + 1
             bar.refresh()
             found.append(done)
@@ -217,24 +226,41 @@ def _single(options: RestoreOptions, images: list[Path]) -> bool:
 def _names(out: Path, path: Path, model: Model) -> Callable[[str], Path]:
     """Names in a folder, of the image's own kind where it can hold the model's images."""
     suffix = path.suffix.lower() if path.suffix.lower() in _FILES else ".png"
-    form = model.format
-    if suffix == ".png" and (form.dtype == "float32" or form.channels > 4):
-        suffix = ".npy"
+    if suffix == ".png":
+        suffix = _png_instead(model)
     return lambda ending: out / f"{path.stem}{ending}{suffix}"
+
+
+def _png_instead(model: Model) -> str:
+    """.png, or what holds the model's images where a PNG cannot."""
+    from sfumato.data.save import default_suffix
+
+    return default_suffix(model.format)
+
+
+def _tell_scores(found: list[Done]) -> None:
+    from sfumato.recipes.restoring import scores
+
+    for one in found:
+        if one.shown is None:
+            continue
+        for what, (peak, similar) in scores(one.shown, one.form).items():
+            ssim = "" if similar is None else f", SSIM {similar:.4f}"
+            print(f"{one.shown.name}, {what}: PSNR {peak:.2f} dB{ssim}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _page(
     options: RestoreOptions, model: Model, drawing: Drawing, found: list[Done], out: Path,
     taken: float,
 ) -> Path:  # fmt: skip
-    from sfumato.recipes.restoring import scores, write_page
+    from sfumato.recipes.restoring import write_page
 
     shown = [one.shown for one in found if one.shown is not None]
     forms = {one.shown.name: one.form for one in found if one.shown is not None}
-    for one in shown:
-        for what, (peak, similar) in scores(one, forms[one.name]).items():
-            ssim = "" if similar is None else f", SSIM {similar:.4f}"
-            print(f"{one.name}, {what}: PSNR {peak:.2f} dB{ssim}")
     config = drawing.sampler
     paired = model.condition is not None
     facts = {
@@ -247,4 +273,4 @@ def _page(
     }
     if options.noise != "0":
         facts["noise"] = f"{options.noise} pixel values"
-    return write_page(out, f"{len(found)} restored images", shown, forms, facts)
+    return write_page(out, _counted(len(found), "restored image"), shown, forms, facts)

@@ -48,6 +48,11 @@ class GeoReference:
         """What of it holds for any window of the image: the nodata value."""
         return GeoReference(tuple(tag for tag in self.tags if tag[0] == _NODATA), self.nodata)
 
+    def of_place(self) -> GeoReference:
+        """What of it holds for other pixels at the same place: neither nodata nor any band's."""
+        tags = tuple(tag for tag in self.tags if tag[0] != _NODATA)
+        return GeoReference(tags).for_bands(None)
+
 
 def read_geo(path: Path) -> GeoReference | None:
     """The georeference of a TIFF; None for one without such tags, or another kind of file.

@@ -109,14 +109,19 @@ class Drawing:
             capped = replace(capped, grid="karras")
         return self.model.grid(capped)
 
-    def _denoiser(self, shape: tuple[int, int, int], condition: Tensor | None) -> Denoiser:
+    def check(self, height: int, width: int) -> None:
+        """Raise ConfigError for an image smaller than the model's."""
         high, wide = self.window
-        height, width = shape[1:]
         if height < high or width < wide:
             raise ConfigError(
                 f"this image is {height} x {width} pixels, smaller than the {high} x {wide} that "
                 "the model was trained on: enlarge it, or train on smaller images (--size)"
             )
+
+    def _denoiser(self, shape: tuple[int, int, int], condition: Tensor | None) -> Denoiser:
+        self.check(*shape[1:])
+        high, wide = self.window
+        height, width = shape[1:]
 
         def ask(windows: Sequence[Window]) -> Denoiser:
             cut = None

@@ -43,9 +43,10 @@ class How:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        for name, least in (("answers", 1), ("rounds", 1), ("times", 1), ("walk", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("answers", "rounds", "times", "walk"):
+            if getattr(self, name) < 1:
+                told = "-n (answers)" if name == "answers" else name
+                raise ConfigError(f"{told} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap is a share from 0 to below 1, not {self.overlap}")
 

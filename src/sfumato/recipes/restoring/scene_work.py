@@ -44,10 +44,7 @@ def parts(drawing: Drawing, height: int, width: int) -> list[Part]:
         found: list[tuple[tuple[int, int], tuple[int, int]]] = []
         for first in range(0, whole, core):
             last = min(first + core, whole)
-            seen = max(first - margin, 0), min(last + margin, whole)
-            if seen[1] - seen[0] < side:
-                seen = max(0, seen[1] - margin - side) // step * step, seen[1]
-            found.append(((first, last), seen))
+            found.append(((first, last), (max(first - margin, 0), min(last + margin, whole))))
         return found
 
     (high, wide), (down, right) = drawing.window, drawing.stride
@@ -71,7 +68,7 @@ def restore_scene(
     scene: SceneReader,
     name: Callable[[str], Path],
     std: float,
-    tick: Callable[[int], object],
+    tick: Callable[[float], object],
     keep: bool,
 ) -> Written:
     """Fill in what is unknown of a scene, and write each answer, their mean and spread.
@@ -94,7 +91,10 @@ def restore_scene(
         for part in parts(drawing, form.height, form.width):
             (top, bottom), (left, right) = part.rows, part.columns
             here = scene.read(top, left, bottom - top, right - left)
-            x = _answers(drawing, scene, part, std, here)
+            area = (bottom - top) * (right - left)
+            x = _answers(
+                drawing, scene, part, std, here, lambda share, area=area: tick(area * share)
+            )
             for i, writer in enumerate(writers):
                 raw = here.compose(x[i])
                 writer.write(raw, top, left)
@@ -104,7 +104,6 @@ def restore_scene(
                 middle.write(here.compose(x.mean(0)), top, left)
                 deviation = torch.where(here.known, 0.0, x.std(0)).mean(0)
                 spread[top:bottom, left:right] = deviation.numpy() * (form.high - form.low) / 2
-            tick((bottom - top) * (right - left))
     files = [name(number(i, count)) for i in range(count)]
     if spread is not None:
         files.append(name("-mean"))
@@ -114,16 +113,26 @@ def restore_scene(
     return Written(files, kept)
 
 
-def _answers(drawing: Drawing, scene: SceneReader, part: Part, std: float, here: Damaged) -> Tensor:
-    """Answers [n, C, h, w] for what a part fills in."""
+def _answers(
+    drawing: Drawing, scene: SceneReader, part: Part, std: float, here: Damaged,
+    tick: Callable[[float], object],
+) -> Tensor:  # fmt: skip
+    """Answers [n, C, h, w] for what a part fills in; `tick` is told what share of it is done."""
     if here.share == 0:
+        tick(1)
         return here.x.expand(drawing.how.answers, *here.x.shape)
     (top, bottom), (left, right) = part.seen_rows, part.seen_columns
     seen = scene.read(top, left, bottom - top, right - left)
     known = seen.known.expand_as(seen.x)
     measured = Measured(Mask(known), seen.x[None], std)
     whole = (bottom - top, right - left) == drawing.window
-    x = drawing.draw(tuple(seen.x.shape), measured, origin=None if whole else (top, left))  # type: ignore[arg-type]
+    steps = len(drawing.grid()) - 1
+    x = drawing.draw(
+        (len(seen.x), bottom - top, right - left),
+        measured,
+        origin=None if whole else (top, left),
+        tick=lambda n: tick(n / steps),
+    )
     down, across = part.rows[0] - top, part.columns[0] - left
     return x[:, :, down : down + here.x.shape[1], across : across + here.x.shape[2]]
 

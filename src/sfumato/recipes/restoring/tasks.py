@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.data.pixels import PixelFormat
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.restoring.damaged import Damaged, read_damaged
+from sfumato.recipes.restoring.unknown import reading_file
 from sfumato.restoration import GREY, Average, Blur, Identity, Mask, Operator, check_adjoint
 from sfumato.restoration.operators import Composed
 
@@ -62,7 +63,8 @@ class Task:
 class Question:
     """A whole image to find: its shape and format, how it was measured, and what came of it.
 
-    `shown` [C', h, w] in [-1, 1] is the measurement as a picture.
+    `shown` [C', h, w] in [-1, 1] is the measurement as a picture, `damaged` what it was read as;
+    None for one that is no image.
     """
 
     shape: tuple[int, int, int]
@@ -73,20 +75,22 @@ class Question:
     damaged: Damaged | None
 
 
-def question(task: Task, path: Path, form: PixelFormat) -> Question:
+def question(task: Task, path: Path, form: PixelFormat, channels: int | None = None) -> Question:
     """Read what was measured of an image, and check the operator.
+
+    `channels` converts grey and RGB into each other.
 
     Raises DataError for a file that does not fit, ConfigError for a kernel or operator that cannot
     be used, among them one whose adjoint is wrong.
     """
     if task.operator is not None:
-        return _own(task.operator, path, form)
+        return _own(task.operator, path, form, channels)
     if task.colorize:
         if form.channels != 3:
             raise ConfigError(f"--colorize needs a model of RGB images, not {form.channels} bands")
         damaged = read_damaged(path, replace(form, channels=1), channels=1)
     else:
-        damaged = read_damaged(path, form)
+        damaged = read_damaged(path, form, channels=channels)
     _, height, width = damaged.format.shape
     if task.enlarge is not None:
         height, width = height * task.enlarge, width * task.enlarge
@@ -102,8 +106,7 @@ def question(task: Task, path: Path, form: PixelFormat) -> Question:
         operator = (
             Mask(known) if isinstance(operator, Identity) else Composed(operator, Mask(known))
         )
-    like = None if task.enlarge or task.colorize else damaged
-    return Question(own.shape, operator, y, own, damaged.x, like)
+    return Question(own.shape, operator, y, own, damaged.x, damaged)
 
 
 def read_kernel(told: str, size: tuple[int, int]) -> Tensor:
@@ -144,38 +147,61 @@ def _array(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
         raise ConfigError(
             f"{path} does not exist: a kernel is gaussian:DEVIATION, a .npy or an image file"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path} cannot be read as a kernel: {error}") from error
 
 
-def _own(told: str, path: Path, form: PixelFormat) -> Question:
+def _own(told: str, path: Path, form: PixelFormat, channels: int | None) -> Question:
     """An operator of the user's: FILE.py:NAME, an instance or a class without arguments."""
-    file, _, name = told.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise ConfigError(f"expected --op FILE.py:NAME of a file that exists, got {told}")
-    spec = importlib.util.spec_from_file_location("own_operator", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if found is None:
-        raise ConfigError(f"{file} holds no {name}")
-    operator: Operator = found() if isinstance(found, type) else found
+    operator = _imported(told)
     try:
         check_adjoint(operator, form.shape)
-    except ValueError as error:
-        raise ConfigError(f"--op {told}: {error}") from error
-    expected = operator(torch.zeros(1, *form.shape)).shape[1:]
+        expected = operator(torch.zeros(1, *form.shape)).shape[1:]
+    except Exception as error:  # whatever the user's code raises
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"--op {told}: {kind}{error}") from error
+    damaged = None
     if path.suffix == ".npy":
-        y = torch.from_numpy(np.load(path, allow_pickle=False)).float()[None]
-        shown = torch.zeros(form.shape)
+        y = torch.from_numpy(reading_file(path, _load)).float()[None]
+        shown = y[0] if len(expected) == 3 and len(y[0]) in (1, 3) else torch.zeros(form.shape)
+    elif len(expected) != 3:
+        raise ConfigError(
+            f"{path}: the operator measures {list(expected)}, which is no image: give it as .npy"
+        )
     else:
-        y = read_damaged(path, replace(form, channels=int(expected[0]))).x[None]
-        shown = y[0]
+        own = replace(form, channels=int(expected[0]))
+        damaged = read_damaged(path, own, channels=channels)
+        y, shown = damaged.x[None], damaged.x
     if y.shape[1:] != expected:
         raise DataError(
             f"{path}: the operator measures {list(expected)} of images {list(form.shape)}, and "
             f"this is {list(y.shape[1:])}"
         )
-    return Question(form.shape, operator, y, form, shown, None)
+    if damaged is not None and damaged.share:
+        operator = Composed(operator, Mask(damaged.known.expand_as(damaged.x)))
+    return Question(form.shape, operator, y, form, shown, damaged)
+
+
+def _load(stream: BinaryIO) -> np.ndarray[Any, Any]:
+    return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _imported(told: str) -> Operator:
+    file, _, name = told.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise ConfigError(f"expected --op FILE.py:NAME of a file that exists, got {told}")
+    spec = importlib.util.spec_from_file_location("own_operator", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"expected --op FILE.py:NAME of Python code, got {told}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, name, None)
+        made = found() if isinstance(found, type) else found
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"--op {told} fails: {type(error).__name__}: {error}") from error
+    if found is None:
+        raise ConfigError(f"{file} holds no {name}")
+    if not callable(made) or not callable(getattr(made, "adjoint", None)):
+        raise ConfigError(f"--op {told}: an operator has __call__(x) and adjoint(y)")
+    return cast("Operator", made)

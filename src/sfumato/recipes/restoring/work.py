@@ -21,7 +21,7 @@ from sfumato.recipes.restoring.drawing import Drawing
 from sfumato.recipes.restoring.page import Shown
 from sfumato.recipes.restoring.scene_work import number, restore_scene
 from sfumato.recipes.restoring.scenes import SceneReader
-from sfumato.recipes.restoring.tasks import Task, question
+from sfumato.recipes.restoring.tasks import Question, Task, question
 from sfumato.restoration import Measured
 from sfumato.restoration.estimate import noise_std
 
@@ -81,30 +81,34 @@ def _filled(
     with SceneReader(
         path, form, mask=given.mask, nodata=given.nodata, channels=given.channels
     ) as scene:
+        height, width = scene.format.height, scene.format.width
+        drawing.check(height, width)
         share = scene.share()
         if share == 0:
             raise DataError(
                 f"{path}: nothing is missing: mark what is, by --mask, transparent pixels, NaN or "
                 "--nodata"
             )
-        notes = ["nothing is known of it, so these are samples"] if share == 1 else []
-        size = scene.format.height * scene.format.width
+        notes = [f"{share:.1%} of it was missing"]
+        if share == 1:
+            notes.append("nothing is known of it, so these are samples")
+        size = height * width
         small = size * form.channels <= _TO_SHOW
-        shown_given, std = torch.zeros(form.channels, 1, 1), 0.0
+        truth = _truth(given, scene.format)
         if small:
-            whole = scene.read(0, 0, scene.format.height, scene.format.width)
-            shown_given = torch.where(whole.known, whole.x, -1.0)
-        if given.noise == "auto" and not small:
+            whole = scene.read(0, 0, height, width)
+            std = _std(given.noise, whole.x, form, whole.known)
+        elif given.noise == "auto":
             raise ConfigError("--noise auto is for images that fit into memory: give a number")
-        std = _std(given.noise, shown_given, form)
+        else:
+            whole, std = None, _std(given.noise, torch.zeros(1), form)
         done = restore_scene(drawing, scene, name, std, lambda n: tick(n / size), small)
-        notes.insert(0, f"{share:.1%} of it was missing")
-        if scene.geo is not None and name("").suffix.lower() not in (".tif", ".tiff"):
-            notes.append("its georeference is lost: write a .tif to keep it")
+        if scene.geo is not None and not _holds_place(name("")):
+            notes.append(_PLACE_LOST)
         shown = None
-        if done.answers is not None:
-            truth = _truth(given, scene.format)
-            shown = Shown(scene.name, shown_given, done.answers, truth)
+        if whole is not None and done.answers is not None:
+            seen = torch.where(whole.known, whole.x, -1.0)
+            shown = Shown(scene.name, seen, done.answers, truth)
         return Done(done.files, shown, scene.format, notes)
 
 
@@ -114,21 +118,45 @@ def _whole(
 ) -> Done:  # fmt: skip
     if given.mask is not None or given.nodata is not None:
         raise ConfigError("--mask and --nodata are for missing parts, and exclude other tasks")
-    asked = question(task, path, drawing.model.format)
-    std = _std(given.noise, asked.shown, asked.form)
+    asked = question(task, path, drawing.model.format, given.channels)
+    drawing.check(*asked.shape[1:])
+    truth = _truth(given, asked.form)
+    seen = asked.damaged
+    if seen is None and given.noise == "auto":
+        raise ConfigError(f"--noise auto is for images, and {path} is none: give a number")
+    known = None if seen is None else seen.known
+    std = _std(given.noise, asked.shown, asked.form, known)
     notes: list[str] = []
     start = None
     if task.noise is not None:
-        level = _std(task.noise, asked.shown, asked.form)
-        if not level > 0:
-            raise ConfigError(f"--denoise needs noise above 0 to remove, not {task.noise}")
-        notes.append(f"noise of {level * _unit(asked.form):.3g} pixel values removed")
-        start = (asked.y[0], level)
+        start = asked.y[0], _noise_to_remove(task.noise, path, asked, given)
+        notes.append(f"noise of {start[1] * _unit(asked.form):.3g} pixel values removed")
     measured = None if start is not None else Measured(asked.operator, asked.y, std)
     steps = len(drawing.grid(None if start is None else start[1])) - 1
     x = drawing.draw(asked.shape, measured, start=start, tick=lambda n: tick(n / steps))
-    shown = Shown(path.name, asked.shown, from_model(x, asked.form), _truth(given, asked.form))
-    return Done(_write(x, shown.answers, asked.form, asked.damaged, name), shown, asked.form, notes)
+    like = None
+    if seen is not None and seen.geo is not None:
+        if seen.format.shape[1:] == asked.shape[1:]:
+            geo = seen.geo if seen.format == asked.form else seen.geo.of_place()
+            like = replace(seen, format=asked.form, geo=geo, raw=None)
+        if like is None or not _holds_place(name("")):
+            notes.append(_PLACE_LOST if like else "its georeference, of larger pixels, is lost")
+    return _done(x, asked.form, like, name, path, asked.shown, truth, notes)
+
+
+def _noise_to_remove(told: str, path: Path, asked: Question, given: Given) -> float:
+    """The deviation in [-1, 1]; ConfigError where there is none, or other noise or damage too."""
+    if given.noise != "0":
+        raise ConfigError("--denoise tells the noise already: leave out --noise")
+    if asked.damaged is not None and asked.damaged.share:
+        raise ConfigError(
+            f"{path}: parts of it are missing: say --noise {told} in place of --denoise {told}, "
+            "and both are restored"
+        )
+    level = _std(told, asked.shown, asked.form)
+    if not level > 0:
+        raise ConfigError(f"--denoise needs noise above 0 to remove, not {told}")
+    return level
 
 
 def _paired(
@@ -144,12 +172,42 @@ def _paired(
         )
     seen = read_damaged(path, model.condition, nodata=given.nodata, channels=given.channels)
     height, width = seen.format.height, seen.format.width
+    drawing.check(height, width)
     form = replace(model.format, height=height, width=width)
+    truth = _truth(given, form)
     steps = len(drawing.grid()) - 1
     x = drawing.draw(form.shape, None, condition=seen.x, tick=lambda n: tick(n / steps))
-    shown = Shown(path.name, seen.x, from_model(x, form), _truth(given, form))
-    like = replace(seen, format=form, raw=None, known=torch.zeros(1, height, width).bool())
-    return Done(_write(x, shown.answers, form, like, name), shown, form, [])
+    notes: list[str] = []
+    if seen.share:
+        notes.append(f"{seen.share:.1%} of it is unknown, which the model saw as mid-grey")
+    like = None
+    if seen.geo is not None:
+        like = replace(seen, format=form, geo=seen.geo.of_place(), raw=None)
+        if not _holds_place(name("")):
+            notes.append(_PLACE_LOST)
+    return _done(x, form, like, name, path, seen.x, truth, notes)
+
+
+_PLACE_LOST = "its georeference is lost: write a .tif to keep it"
+
+
+def _holds_place(out: Path) -> bool:
+    return out.suffix.lower() in (".tif", ".tiff")
+
+
+def _done(
+    x: Tensor, form: PixelFormat, like: Damaged | None, name: Callable[[str], Path], path: Path,
+    given: Tensor, truth: NDArray[Any] | None, notes: list[str],
+) -> Done:  # fmt: skip
+    raw = _raw(x, form, like)
+    return Done(_write(x, raw, form, like, name), Shown(path.name, given, raw, truth), form, notes)
+
+
+def _raw(x: Tensor, form: PixelFormat, like: Damaged | None) -> NDArray[Any]:
+    """Raw images [n, C, H, W] that avoid a georeferenced file's nodata value."""
+    if like is None:
+        return from_model(x, form)
+    return np.stack([like.compose(one) for one in x])
 
 
 def _write(
@@ -159,7 +217,7 @@ def _write(
     """Write answers; where there are several, their mean and spread too."""
     named = [(number(i, len(raw)), one) for i, one in enumerate(raw)]
     if len(raw) > 1:
-        named.append(("-mean", from_model(x.mean(0), form)))
+        named.append(("-mean", _raw(x.mean(0, keepdim=True), form, like)[0]))
     files: list[Path] = []
     for suffix, one in named:
         where = name(suffix)
@@ -175,10 +233,10 @@ def _write(
     return files
 
 
-def _std(told: str, image: Tensor, form: PixelFormat) -> float:
-    """A deviation in [-1, 1] units of one in pixel values, or an image's own."""
+def _std(told: str, image: Tensor, form: PixelFormat, known: Tensor | None = None) -> float:
+    """A deviation in [-1, 1] units of one in pixel values, or an image's own where it is known."""
     if told == "auto":
-        return noise_std(image.double())
+        return noise_std(image.double(), known)
     try:
         value = float(told)
     except ValueError:

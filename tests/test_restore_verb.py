@@ -1,0 +1,300 @@
+"""`sfumato restore`: what comes out of every task, kind of image and method."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from PIL import Image
+from rasterio.transform import from_origin
+
+from restore_helpers import FAST, hole, listing, picture, restore, seen, trained
+from sfumato.cli import main
+from sfumato.recipes.restoring import drawing as drawing_module
+from sfumato.recipes.restoring.names import METHODS
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Path] = {}
+
+    def run(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = trained(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return run
+
+
+# What is missing
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 22)])
+@pytest.mark.parametrize("kind", ["rgb", "ladder"])
+def test_what_is_known_comes_back_as_stored(
+    size: tuple[int, int], kind: str, runs: Any, tmp_path: Path
+) -> None:
+    image, mask = picture(tmp_path / "a.png", *size), hole(tmp_path / "m.png", *size)
+    out = tmp_path / "out.png"
+    assert restore(runs(kind), tmp_path / "a.png", "--mask", tmp_path / "m.png", "-o", out) == 0
+    assert np.array_equal(seen(out)[~mask], image[~mask])
+    assert (seen(out)[mask] != image[mask]).mean() > 0.5
+    # What hides under the mask is not looked at.
+    image[mask] = 255 - image[mask]
+    Image.fromarray(image).save(tmp_path / "b.png")
+    other = tmp_path / "other.png"
+    assert restore(runs(kind), tmp_path / "b.png", "--mask", tmp_path / "m.png", "-o", other) == 0
+    assert np.array_equal(seen(out), seen(other))
+    assert listing(tmp_path) == ["a.png", "b.png", "m.png", "other.png", "out.png"]
+
+
+def test_transparent_nan_and_nodata_are_missing_too(runs: Any, tmp_path: Path) -> None:
+    image, mask = picture(tmp_path / "a.png"), hole(tmp_path / "m.png")
+    assert restore(runs("rgb"), tmp_path / "a.png", "--mask", tmp_path / "m.png", "-o",
+                   tmp_path / "masked.png") == 0  # fmt: skip
+    alpha = np.where(mask, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "alpha.png")
+    assert restore(runs("rgb"), tmp_path / "alpha.png", "-o", tmp_path / "b.png") == 0
+    assert np.array_equal(seen(tmp_path / "b.png"), seen(tmp_path / "masked.png"))
+
+    image = np.where(mask[..., None], 77, np.where(image == 77, 78, image)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "seventy.png")
+    assert restore(runs("rgb"), tmp_path / "seventy.png", "--nodata", 77, "-o",
+                   tmp_path / "c.png") == 0  # fmt: skip
+    assert np.array_equal(seen(tmp_path / "c.png")[~mask], image[~mask])
+
+    values = picture(tmp_path / "f.npy", channels=2, dtype="float32").transpose(2, 0, 1)
+    values[:, mask] = np.nan
+    np.save(tmp_path / "f.npy", values)
+    assert restore(runs("float"), tmp_path / "f.npy", "-o", tmp_path / "g.npy") == 0
+    found = seen(tmp_path / "g.npy")
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert np.array_equal(found[:, ~mask], values[:, ~mask])
+
+
+def test_sixteen_bits(runs: Any, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png", 9, 17, 1, "uint16").squeeze()
+    mask = hole(tmp_path / "m.png", 9, 17)
+    assert restore(runs("grey16"), tmp_path / "a.png", "--mask", tmp_path / "m.png", "-o",
+                   tmp_path / "b.png") == 0  # fmt: skip
+    found = seen(tmp_path / "b.png")
+    assert found.dtype == np.uint16
+    assert np.array_equal(found[~mask], image[~mask])
+    assert len(np.unique(found[mask] % 256)) > 8
+
+
+def test_folders_and_several_answers(runs: Any, tmp_path: Path, capsys: Capture) -> None:
+    for name, size in (("a", (8, 8)), ("b", (12, 17))):
+        picture(tmp_path / "in" / f"{name}.png", *size)
+        hole(tmp_path / "mask" / f"{name}.png", *size)
+    out = tmp_path / "out"
+    call = [runs("rgb"), tmp_path / "in", "--mask", tmp_path / "mask", "-n", 3, "--seed", 5]
+    assert restore(*call, "-o", out, "--truth", tmp_path / "in") == 0
+    names = [f"{stem}-{end}" for stem in "ab" for end in
+             ("1.png", "2.png", "3.png", "mean.png", "spread.npy")]  # fmt: skip
+    assert listing(out) == [*names, "restored.html"]
+    for stem, size in (("a", (8, 8)), ("b", (12, 17))):
+        mask = seen(tmp_path / "mask" / f"{stem}.png") > 0
+        answers = np.stack([seen(out / f"{stem}-{i}.png") for i in (1, 2, 3)]).astype(float)
+        assert (answers[0] != answers[1])[mask].any()
+        assert np.abs(seen(out / f"{stem}-mean.png") - answers.mean(0)).max() <= 1.01
+        spread = seen(out / f"{stem}-spread.npy")
+        assert spread.shape == size
+        assert np.abs(spread - answers.std(0, ddof=1).mean(-1)).max() < 0.6  # of pixel values
+        assert not spread[~mask].any()
+        assert spread[mask].min() > 0
+    told = capsys.readouterr().out
+    assert "2 images, 3 answers each, in" in told
+    for line in ("a.png, one answer: PSNR ", "b.png, mean of 3: PSNR "):
+        assert line in told
+    page = (out / "restored.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert "their spread" in page
+    assert "How near the truth" in page
+    # The second of three is the first one of the next seed, whatever is restored with it.
+    assert restore(runs("rgb"), tmp_path / "in" / "a.png", "--mask", tmp_path / "mask", "--seed", 6,
+                   "-o", tmp_path / "a6.png") == 0  # fmt: skip
+    assert np.array_equal(seen(tmp_path / "a6.png"), seen(out / "a-2.png"))
+    assert restore(*call, "-o", tmp_path / "again") == 0
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["rgb", "ladder"])
+def test_where_nothing_is_known_it_is_a_sample(
+    kind: str, runs: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    picture(tmp_path / "a.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "m.png")
+    out = tmp_path / "out.png"
+    assert restore(runs(kind), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--seed", 4, "-o",
+                   out) == 0  # fmt: skip
+    assert "nothing is known of it, so these are samples" in capsys.readouterr().out
+    options = ["--solver", "ddim", "--eta", "1", "--batch", "1", *FAST]
+    if kind == "ladder":
+        options += ["--grid", "uniform"]
+    assert main(["sample", str(runs(kind)), "-n", "1", "--seed", "4", "--out", str(tmp_path / "s"),
+                 *options]) == 0  # fmt: skip
+    (sampled,) = (p for p in (tmp_path / "s").rglob("*.png") if re.fullmatch(r"\d+", p.stem))
+    assert np.array_equal(seen(out), seen(sampled))
+
+
+def test_truth_is_told_of_a_single_file_too(runs: Any, tmp_path: Path, capsys: Capture) -> None:
+    image, mask = picture(tmp_path / "a.png"), hole(tmp_path / "m.png")
+    out = tmp_path / "b.png"
+    assert restore(runs("rgb"), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--truth",
+                   tmp_path / "a.png", "-o", out) == 0  # fmt: skip
+    off = (seen(out).astype(float) - image) / 255
+    peak = 10 * np.log10(1 / (off**2).mean())
+    assert not off[~mask].any()
+    assert f"a.png, one answer: PSNR {peak:.2f} dB" in capsys.readouterr().out
+
+
+def test_a_geotiff_stays_one(runs: Any, tmp_path: Path, capsys: Capture) -> None:
+    image = picture(tmp_path / "a.png", 12, 20, 1, "uint16").squeeze()
+    mask = hole(tmp_path / "m.png", 12, 20)
+    image[image == 0] = 1
+    stored = np.where(mask, 0, image).astype(np.uint16)
+    where = {"crs": "EPSG:32633", "transform": from_origin(5e5, 4.6e6, 10, 10), "nodata": 0}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=12, width=20, count=1,
+                       dtype="uint16", **where) as file:  # fmt: skip
+        file.write(stored, 1)
+    for task in ([], ["--denoise", "900"], ["--deblur", "gaussian:0.5"]):
+        if task:
+            with rasterio.open(tmp_path / "a.tif", "r+") as file:
+                file.write(image, 1)
+        out = tmp_path / f"b{len(task)}{''.join(task[:1])}.tif"
+        assert restore(runs("grey16"), tmp_path / "a.tif", *task, "-o", out) == 0
+        with rasterio.open(out) as file:
+            found = file.read(1)
+            assert (file.crs, file.transform) == ("EPSG:32633", where["transform"])
+        if not task:
+            assert np.array_equal(found[~mask], image[~mask])
+        assert (found != 0).all()
+    capsys.readouterr()
+    assert restore(runs("grey16"), tmp_path / "a.tif", "--super-resolve", 2, "-o",
+                   tmp_path / "c.tif") == 0  # fmt: skip
+    assert tifffile.imread(tmp_path / "c.tif").shape == (24, 40)
+    assert "georeference, of larger pixels, is lost" in capsys.readouterr().out
+
+
+# Other tasks
+
+
+TASKS = {
+    "super-resolve": (["--super-resolve", "2"], (8, 11), 3, (16, 22)),
+    "deblur": (["--deblur", "gaussian:1"], (9, 16), 3, (9, 16)),
+    "denoise": (["--denoise", "10"], (8, 8), 3, (8, 8)),
+    "denoise by itself": (["--denoise", "auto"], (20, 20), 3, (20, 20)),
+    "colorize": (["--colorize"], (8, 12), 1, (8, 12)),
+    "with noise": (["--super-resolve", "2", "--noise", "5"], (8, 8), 3, (16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task(name: str, runs: Any, tmp_path: Path) -> None:
+    task, size, channels, wanted = TASKS[name]
+    image = picture(tmp_path / "a.png", *size, channels).squeeze().astype(float)
+    if "auto" in task:
+        image += np.random.default_rng(0).normal(0, 12, image.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "a.png")
+    for kind in ("rgb", "ladder"):
+        out = tmp_path / kind
+        assert restore(runs(kind), tmp_path / "a.png", *task, "-n", 2, "-o", out) == 0
+        answers = [seen(out / f"a-{i}.png").astype(float) for i in (1, 2)]
+        assert answers[0].shape == (*wanted, 3)
+        assert (answers[0] != answers[1]).any()
+
+
+def test_answers_agree_with_what_was_measured(runs: Any, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png").astype(float)
+    (tmp_path / "ops.py").write_text(
+        "import torch\n"
+        "class Rows:\n"
+        "    def __call__(self, x):\n        return x[..., ::2, :]\n"
+        "    def adjoint(self, y):\n"
+        "        return torch.stack([y, 0 * y], -2).flatten(-3, -2)\n"
+    )
+    Image.fromarray(image[::2].astype(np.uint8)).save(tmp_path / "rows.png")
+    np.save(tmp_path / "values.npy", (image[::2] / 127.5 - 1).transpose(2, 0, 1))
+    own = f"{tmp_path / 'ops.py'}:Rows"
+    how = ["--method", "replace"]
+    for name in ("rows.png", "values.npy"):
+        out = tmp_path / f"{name}.out.png"
+        assert restore(runs("rgb"), tmp_path / name, "--op", own, *how, "-o", out) == 0
+        assert np.abs(seen(out)[::2] - image[::2]).max() <= 1
+        assert np.abs(seen(out)[1::2] - image[1::2]).max() > 10
+
+    out = tmp_path / "large.png"
+    assert restore(runs("rgb"), tmp_path / "a.png", "--super-resolve", 2, *how, "-o", out) == 0
+    means = seen(out).astype(float).reshape(8, 2, 8, 2, 3).mean((1, 3))
+    assert np.abs(means - image).mean() < 8  # where it leaves [0, 255] it is cut
+    grey = picture(tmp_path / "g.png", channels=1).squeeze().astype(float)
+    out = tmp_path / "colours.png"
+    assert restore(runs("rgb"), tmp_path / "g.png", "--colorize", *how, "-o", out) == 0
+    assert np.abs(seen(out) @ [0.299, 0.587, 0.114] - grey).mean() < 8
+    assert seen(out).astype(float).std(-1).max() > 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method: str, runs: Any, tmp_path: Path) -> None:
+    image, mask = picture(tmp_path / "a.png", 8, 13), hole(tmp_path / "m.png", 8, 13)
+    for kind in ("rgb", "ladder"):
+        out = tmp_path / f"{kind}.png"
+        assert restore(runs(kind), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--method",
+                       method, "-o", out) == 0  # fmt: skip
+        assert np.array_equal(seen(out)[~mask], image[~mask])
+        assert (seen(out)[mask] != image[mask]).any()
+
+
+def test_classes_and_greys(runs: Any, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", channels=1)
+    mask = hole(tmp_path / "m.png")
+    call = [runs("classes"), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--channels", 3]
+    for name in ("oak", "1"):
+        assert restore(*call, "--class", name, "-o", tmp_path / f"{name}.png") == 0
+    a, b = seen(tmp_path / "oak.png"), seen(tmp_path / "1.png")
+    assert np.array_equal(a[~mask], b[~mask])
+    assert restore(runs("rgb"), tmp_path / "a.png", "--denoise", 9, "--channels", 3, "-o",
+                   tmp_path / "c.png") == 0  # fmt: skip
+    assert seen(tmp_path / "c.png").shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (12, 19)])
+def test_a_model_of_pairs(size: tuple[int, int], runs: Any, tmp_path: Path) -> None:
+    picture(tmp_path / "a.npy", *size, 2, "uint16")
+    assert restore(runs("pairs"), tmp_path / "a.npy", "-n", 2, "-o", tmp_path / "out") == 0
+    answers = [seen(tmp_path / "out" / f"a-{i}.npy") for i in (1, 2)]
+    assert answers[0].shape == (3, *size)
+    assert answers[0].dtype == np.uint8
+    assert (answers[0] != answers[1]).any()
+    assert "trained on pairs" in (tmp_path / "out" / "restored.html").read_text()
+
+
+def test_what_is_interrupted_leaves_nothing(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    picture(tmp_path / "a.npy", 8, 13)
+    hole(tmp_path / "m.png", 8, 13)
+    (tmp_path / "out").mkdir()
+    before = listing(tmp_path)
+    for error, code in ((KeyboardInterrupt, 130), (FloatingPointError("x is not finite"), 1)):
+
+        def fail(*arguments: Any, error: Any = error) -> Any:
+            assert len(listing(tmp_path)) >= len(before)
+            yield from ()
+            raise error
+
+        monkeypatch.setattr(drawing_module, "sample", fail)
+        for many in ([], ["-n", "2"]):
+            assert restore(runs("rgb"), tmp_path / "a.npy", "--mask", tmp_path / "m.png", *many,
+                           "-o", tmp_path / "out") == code  # fmt: skip
+            assert listing(tmp_path) == before

@@ -21,20 +21,23 @@ FAST = ["--steps", "3", "--threads", "1", "--device", "cpu"]
 def trained(folder: Path, kind: str) -> Path:
     """A run of two steps: "rgb", "ladder", "grey16", "float", "classes", or of "pairs"."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe, options = small("edm-tiny"), dict[str, Any](layout="NHWC")
+    recipe = small("edm-tiny")
+    options: dict[str, Any] = {"layout": "NHWC"}
     data = folder / "images.npy"
     if kind == "ladder":
         base = small("iddpm-tiny")
         process = replace(base.process, steps=40, betas="cosine")
         recipe = replace(base, process=process, sampler=replace(base.sampler, steps=3))
     if kind == "classes":
-        data, options = folder / "images", {"classes": True}
+        data = folder / "images"
+        options = {"classes": True}
         for i, image in enumerate(pixels((3, *SIZE))):
             path = data / ("oak", "beech")[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     elif kind == "pairs":
-        data, options = folder / "pairs", {"condition": "image"}
+        data = folder / "pairs"
+        options = {"condition": "image"}
         data.mkdir()
         np.save(data / "input.npy", pixels((2, *SIZE), dtype="uint16"))
         np.save(data / "target.npy", pixels((3, *SIZE)))

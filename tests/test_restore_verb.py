@@ -163,7 +163,11 @@ def test_a_geotiff_stays_one(runs: Any, tmp_path: Path, capsys: Capture) -> None
     mask = hole(tmp_path / "m.png", 12, 20)
     image[image == 0] = 1
     stored = np.where(mask, 0, image).astype(np.uint16)
-    where = {"crs": "EPSG:32633", "transform": from_origin(5e5, 4.6e6, 10, 10), "nodata": 0}
+    where: dict[str, Any] = {
+        "crs": "EPSG:32633",
+        "transform": from_origin(5e5, 4.6e6, 10, 10),
+        "nodata": 0,
+    }
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=12, width=20, count=1,
                        dtype="uint16", **where) as file:  # fmt: skip
         file.write(stored, 1)

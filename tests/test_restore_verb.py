@@ -118,6 +118,7 @@ def test_folders_and_several_answers(runs: Any, tmp_path: Path, capsys: Capture)
     page = (out / "restored.html").read_text()
     assert page.count("data:image/png;base64,") >= 2
     assert "their spread" in page
+    assert "fill in what is missing" in page
     assert "How near the truth" in page
     # The second of three is the first one of the next seed, whatever is restored with it.
     assert restore(runs("rgb"), tmp_path / "in" / "a.png", "--mask", tmp_path / "mask", "--seed", 6,

@@ -231,6 +231,19 @@ def _names(out: Path, path: Path, model: Model) -> Callable[[str], Path]:
     return lambda ending: out / f"{path.stem}{ending}{suffix}"
 
 
+def _task_in_words(options: RestoreOptions) -> str:
+    if options.super_resolve is not None:
+        return f"enlarge {options.super_resolve} times"
+    if options.deblur is not None:
+        return f"deblur, {options.deblur}"
+    if options.denoise is not None:
+        known = options.denoise != "auto"
+        return f"remove noise, {options.denoise} pixel values" if known else "remove noise"
+    if options.op is not None:
+        return f"invert {options.op}"
+    return "colour" if options.colorize else "fill in what is missing"
+
+
 def _png_instead(model: Model) -> str:
     """.png, or what holds the model's images where a PNG cannot."""
     from sfumato.data.save import default_suffix
@@ -262,10 +275,15 @@ def _page(
     shown = [one.shown for one in found if one.shown is not None]
     forms = {one.shown.name: one.form for one in found if one.shown is not None}
     config = drawing.sampler
-    paired = model.condition is not None
+    method: str = drawing.how.method
+    if model.condition is not None:
+        method = "trained on pairs"
+    elif options.denoise is not None:
+        method = "sampled from the noise's level on"
     facts = {
         "model": f"{model.recipe.name}, {model.path}",
-        "method": "trained on pairs" if paired else drawing.how.method,
+        "task": _task_in_words(options) if model.condition is None else "as in the pairs",
+        "method": method,
         "sampler": f"{config.solver}, {len(drawing.grid()) - 1} steps",
         "answers": f"{drawing.how.answers}, from seed {drawing.how.seed}",
         "images": str(len(found)),

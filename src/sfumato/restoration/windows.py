@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64, NoiseRange
@@ -92,7 +93,7 @@ class Windowed:
                 [x[w.row, :, w.top : w.top + height, w.left : w.left + width] for w in part]
             )
             level = sigma if sigma.ndim == 0 else sigma[[w.row for w in part]]
-            means = self.ask(part)(cut, level).mean * weight
+            means = _asked(self.ask(part), cut, level) * weight
             for w, mean in zip(part, means, strict=True):
                 total[w.row, :, w.top : w.top + height, w.left : w.left + width] += mean
         return Gaussian(total / sums, torch.zeros((), dtype=x.dtype, device=x.device))
@@ -101,6 +102,22 @@ class Windowed:
         """Weights [h, w], least at the borders and never 0."""
         sides = [torch.sin(math.pi * (torch.arange(n, dtype=F64) + 0.5) / n) for n in self.size]
         return (torch.outer(*sides).square() + 1e-3).to(x)
+
+
+def _asked(denoise: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """D's mean; where it is to be differentiated, it is asked again then rather than remembered.
+
+    A network's activations for all windows of a scene at once would not fit into memory.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return denoise(x, sigma).mean
+
+    def mean(x: Tensor) -> Tensor:
+        return denoise(x, sigma).mean
+
+    found = checkpoint(mean, x, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def places(whole: int, side: int, step: int) -> list[int]:

@@ -23,6 +23,7 @@ from sfumato.restoration import (
     Replacement,
     Restored,
 )
+from sfumato.solvers import DDIM
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class How:
     ) -> tuple[Denoiser, Solver[Any]]:
         """Return what is sampled, and by what."""
         if self.method == "daps":
-            return denoise, DAPS(measured, solver, self.walk)
+            down = DDIM() if isinstance(solver, DDIM) else solver  # along the flow
+            return denoise, DAPS(measured, down, self.walk)
         if self.method == "repaint":
             bent = Restored(denoise, measured, Replacement(noise))
             return bent, Repaint(solver, self.times)

@@ -319,6 +319,38 @@ def test_conjugate_gradients_solve_image_by_image() -> None:
     assert torch.allclose(v[2], torch.linalg.solve(matrices[2], y[2]), atol=1e-5)
 
 
+def test_each_image_is_restored_by_its_own_level() -> None:
+    """As an adaptive solver asks: sigma [B]."""
+    x = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(5), dtype=F64)
+    sigma = torch.tensor([5.0, 0.5, 0.03], dtype=F64)
+    for name, method in METHODS.items():
+        for operator in OPERATORS.values():
+            if name == "ddrm" and not is_spectral(operator):
+                continue
+            one = Restored(known(prior()), measurement(operator), method(3))
+            if name == "replace":  # its noise is each row's own
+                one = Restored(known(prior()), measurement(operator), Replacement(noise_for(5, 3)))
+            together = one(x, sigma).mean
+            for row in range(3):
+                alone = one(x, sigma[row]).mean[row]
+                assert torch.allclose(together[row], alone, atol=1e-7), name
+
+
+@pytest.mark.parametrize("name", ["replace", "ddrm", "pigdm"])
+def test_what_a_blur_has_lost_is_not_blown_up(name: str) -> None:
+    """A measurement rounded to 8 bits: its smallest singular values tell nothing."""
+    line = torch.exp(-0.5 * (torch.arange(-4, 5).double() / 1.5) ** 2)
+    kernel = torch.outer(line, line)
+    blur = Blur(kernel / kernel.sum())
+    x0 = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    y = ((blur(x0) + 1) * 127.5).round() / 127.5 - 1
+    oracle = GaussianOracle.diagonal([0.3] * 1024, shape=(1, 32, 32))
+    measured = Measured(blur, y, 12**-0.5 / 127.5)
+    bent = Restored(known(oracle), measured, METHODS[name](1))
+    mean = bent(torch.zeros(1, 1, 32, 32), torch.tensor(1.0, dtype=F64)).mean
+    assert float(mean.abs().max()) < 20
+
+
 def test_wrong_operators_and_measurements_are_refused() -> None:
     class Wrong(Matrix):
         def adjoint(self, y: Tensor) -> Tensor:

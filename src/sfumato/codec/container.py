@@ -131,6 +131,8 @@ class Container:
         if len(lengths) != 1:
             raise CodecError("this file is damaged, and its kind has no use for a part of it")
         rest = reader.rest()
+        if header.count > 8 * len(rest) + 64:
+            raise CodecError("this file ends too early: nothing of its images is there")
         if len(rest) >= lengths[0] + 4:
             raise CodecError("this file is damaged, not cut short: its checksum is another's")
         return cls(header, [rest[: lengths[0]]], whole=False)

@@ -3,7 +3,7 @@
 Both sides share a torus of standard normal numbers, and of each chunk of values, where on it each
 value begins to read; a candidate is one turn of the torus further. The sender takes the candidate
 that comes first in a race whose speeds are the ratios q / p (the Poisson functional representation,
-Li & El Gamal 2018), and sends its place. What it costs is KL(q || p), and about 3 bits for what a
+Li & El Gamal 2018), and sends its place. What it costs is KL(q || p), and about 2.6 bits for what a
 place tells besides (the ratio's own spread).
 
 So all candidates' scores are one correlation, and 2^20 of them cost three Fourier transforms of a

@@ -18,7 +18,7 @@ from sfumato.solvers.support import needed, trained
 
 State = TypeVar("State")
 
-_FAR = 2**34
+_FAR = 2**50
 
 
 @dataclass(frozen=True, eq=False)

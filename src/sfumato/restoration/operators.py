@@ -11,8 +11,11 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor
 
+from sfumato.diffusion import expand
 from sfumato.noise import F64
 
+_NOTHING = 1e-6
+"""Eigenvalues so much smaller than the largest count as 0: float32 tells them no better."""
 Spectrum = Callable[[Tensor], Tensor]
 
 
@@ -208,11 +211,13 @@ class Composed:
 def solve(operator: Operator, y: Tensor, gain: Tensor, floor: Tensor, rounds: int = 50) -> Tensor:
     """Return (gain A A' + floor)^-1 y [B, *measured]; gain and floor [] or [B, 1, ...], >= 0.
 
-    Exactly where the operator knows its spectrum, else by conjugate gradients. Where both
-    the eigenvalue and floor are 0 it is 0: the pseudo-inverse.
+    Exactly where the operator knows its spectrum, else by conjugate gradients. Where eigenvalue
+    and floor together are below a millionth of the largest it is 0: the pseudo-inverse.
     """
     if is_spectral(operator) and gain.numel() == floor.numel() == 1:
-        return operator.spectral(lambda value: _inverse(gain * value + floor), y)
+        one, least = gain.reshape(()), floor.reshape(())
+        return operator.spectral(lambda value: inverse(one * value + least), y)
+    gain, floor = (expand(part.flatten(), y) for part in (gain, floor))
 
     def apply(v: Tensor) -> Tensor:
         return gain * operator(operator.adjoint(v)) + floor * v
@@ -220,8 +225,10 @@ def solve(operator: Operator, y: Tensor, gain: Tensor, floor: Tensor, rounds: in
     return conjugate_gradients(apply, y, rounds)
 
 
-def _inverse(value: Tensor) -> Tensor:
-    return torch.where(value > 1e-12, 1 / value.clamp(min=1e-12), torch.zeros_like(value))
+def inverse(value: Tensor) -> Tensor:
+    """Return 1 / value, and 0 where it is lost in the largest one's rounding."""
+    least = value.max() * _NOTHING
+    return torch.where(value > least, 1 / value.clamp(min=least), torch.zeros_like(value))
 
 
 def conjugate_gradients(

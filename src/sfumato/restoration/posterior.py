@@ -18,7 +18,13 @@ from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseRange
 from sfumato.protocols import Denoise, Denoiser
 from sfumato.randomness import Noise, Purpose
-from sfumato.restoration.operators import Operator, conjugate_gradients, is_spectral, solve
+from sfumato.restoration.operators import (
+    Operator,
+    conjugate_gradients,
+    inverse,
+    is_spectral,
+    solve,
+)
 
 DATA_STD = 0.5
 """Deviation of pixels in [-1, 1]: what is expected of x0 where nothing is known of it."""
@@ -132,20 +138,29 @@ class DDRM:
             raise ValueError(
                 "DDRM needs an operator that knows its singular values: choose another method"
             )
-        level = float(sigma.reshape(-1)[0])
+        rest = measured.rest(mean)
+        levels = sigma.reshape(-1).expand(len(x)).tolist()
+        if len(set(levels)) == 1:
+            back = measured.operator.spectral(self._trusted(measured.std, levels[0]), rest)
+        else:
+            parts = [
+                measured.operator.spectral(self._trusted(measured.std, level), part[None])
+                for level, part in zip(levels, rest, strict=True)
+            ]
+            back = torch.cat(parts)
+        return mean + measured.operator.adjoint(back)
+
+    def _trusted(self, std: float, level: float) -> Callable[[Tensor], Tensor]:
+        """Of an eigenvalue s^2: how far s is trusted at a level, over s^2."""
 
         def trusted(value: Tensor) -> Tensor:
-            small = value <= 1e-12
-            safe = torch.where(small, 1.0, value)
-            if measured.std == 0:
-                weight = torch.ones_like(safe)
-            else:
-                ratio = safe.sqrt() * level / measured.std
-                weight = torch.where(ratio >= 1, 1.0, (1 - self.eta**2) ** 0.5 * ratio)
-            return torch.where(small, 0.0, weight / safe)
+            if std == 0:
+                return inverse(value)
+            ratio = value.sqrt() * level / std
+            weight = torch.where(ratio >= 1, 1.0, (1 - self.eta**2) ** 0.5 * ratio)
+            return weight * inverse(value)
 
-        rest = measured.operator.spectral(trusted, measured.rest(mean))
-        return mean + measured.operator.adjoint(rest)
+        return trusted
 
 
 @dataclass(frozen=True)

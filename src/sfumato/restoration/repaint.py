@@ -14,7 +14,7 @@ from sfumato.randomness import Noise, Purpose
 State = TypeVar("State")
 
 # Draws of repeated walks lie far from those of the main walk.
-_FAR = 2**33
+_FAR = 2**48
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Repaint(Generic[State]):
         x, inner = self.solver.step(denoise, x, sigma, sigma_next, inner, noise)
         place = int((grid == sigma_next).nonzero()[0, 0])
         back = min(self.jump, place)
-        if place % self.jump and place != len(grid) - 1:
+        if self.times == 1 or (place % self.jump and place != len(grid) - 1):
             return x, Repainting(grid, inner)
         walk = grid[place - back : place + 1]
         for again in range(self.times - 1):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.errors import ConfigError
 from sfumato.protocols import Denoiser
-from sfumato.randomness import Noise
+from sfumato.randomness import Noise, Purpose
 from sfumato.recipes import build
 from sfumato.recipes.model import Model
 from sfumato.recipes.restoring.how import How
@@ -43,6 +43,12 @@ class Drawing:
             )
         self.model.classes_for([0], self.label)
         self.model.grid(self.sampler)
+        own_levels = self.sampler.restarts or self.sampler.table is not None
+        if self.how.method in ("repaint", "daps") and own_levels:
+            raise ConfigError(
+                f"{self.how.method} walks levels again and again, which no tuned sampler "
+                "and none with restarts can: choose another solver, or leave out --restarts"
+            )
 
     @property
     def window(self) -> tuple[int, int]:
@@ -89,6 +95,9 @@ class Drawing:
             x = start_from_prior(denoise, grid[0], shape, noise, device=self.model.device)
         else:
             x = start[0].to(self.model.device).expand(self.how.answers, *shape).float()
+            # A level of the grid: noise is added up to it.
+            gap = max(float(grid[0]) ** 2 - start[1] ** 2, 0.0)
+            x = x + gap**0.5 * noise.like(x, Purpose.START)
         for step in sample(denoise, solver, grid, x, noise):
             x = step.x
             tick(1)
@@ -104,7 +113,16 @@ class Drawing:
                 f"noise of deviation {highest:.4g} in [-1, 1] is below what this model knows, "
                 f"{limits.low:.4g}: there is nothing to remove"
             )
-        capped = replace(self.sampler, sigma_max=min(highest, limits.high))
+        if highest > limits.high:
+            raise ConfigError(
+                f"noise of deviation {highest:.4g} in [-1, 1] is above what this model knows, "
+                f"{limits.high:.4g}: nothing of the image is left in it"
+            )
+        if self.sampler.table is not None:
+            raise ConfigError("--denoise walks other levels than a tuned sampler: choose a solver")
+        if limits.levels is not None:  # the ladder's next level up
+            highest = float(limits.levels[limits.levels >= highest * (1 - 1e-9)].min())
+        capped = replace(self.sampler, sigma_max=highest)
         if self.sampler.grid in ("uniform", "quadratic", "all", "vp", "iddpm"):
             capped = replace(capped, grid="karras")
         return self.model.grid(capped)

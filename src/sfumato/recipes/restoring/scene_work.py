@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ def restore_scene(
         for part in parts(drawing, form.height, form.width):
             (top, bottom), (left, right) = part.rows, part.columns
             here = scene.read(top, left, bottom - top, right - left)
+            if std > 0:  # known pixels are noisy: the answers' own are better
+                here = replace(here, raw=None)
             area = (bottom - top) * (right - left)
             x = _answers(
                 drawing, scene, part, std, here, lambda share, area=area: tick(area * share)
@@ -102,8 +104,11 @@ def restore_scene(
                     kept[i, :, top:bottom, left:right] = raw
             if middle is not None and spread is not None:
                 middle.write(here.compose(x.mean(0)), top, left)
-                deviation = torch.where(here.known, 0.0, x.std(0)).mean(0)
-                spread[top:bottom, left:right] = deviation.numpy() * (form.high - form.low) / 2
+                deviation = x.std(0)
+                if std == 0:
+                    deviation = torch.where(here.known, 0.0, deviation)
+                wide = deviation.mean(0).numpy() * (form.high - form.low) / 2
+                spread[top:bottom, left:right] = wide
     files = [name(number(i, count)) for i in range(count)]
     if spread is not None:
         files.append(name("-mean"))
@@ -118,7 +123,7 @@ def _answers(
     tick: Callable[[float], object],
 ) -> Tensor:  # fmt: skip
     """Answers [n, C, h, w] for what a part fills in; `tick` is told what share of it is done."""
-    if here.share == 0:
+    if here.share == 0 and std == 0:
         tick(1)
         return here.x.expand(drawing.how.answers, *here.x.shape)
     (top, bottom), (left, right) = part.seen_rows, part.seen_columns

@@ -163,7 +163,11 @@ def _own(told: str, path: Path, form: PixelFormat, channels: int | None) -> Ques
     damaged = None
     if path.suffix == ".npy":
         y = torch.from_numpy(reading_file(path, _load)).float()[None]
-        shown = y[0] if len(expected) == 3 and len(y[0]) in (1, 3) else torch.zeros(form.shape)
+        if y.ndim != 1 + len(expected):
+            raise DataError(
+                f"{path}: the operator measures {list(expected)}, and this is {list(y.shape[1:])}"
+            )
+        shown = y[0] if len(expected) == 3 and y.shape[1] in (1, 3) else torch.zeros(form.shape)
     elif len(expected) != 3:
         raise ConfigError(
             f"{path}: the operator measures {list(expected)}, which is no image: give it as .npy"
@@ -183,7 +187,10 @@ def _own(told: str, path: Path, form: PixelFormat, channels: int | None) -> Ques
 
 
 def _load(stream: BinaryIO) -> np.ndarray[Any, Any]:
-    return np.lib.format.read_array(stream, allow_pickle=False)
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise ValueError("expected finite numbers")
+    return array.astype(np.float32)
 
 
 def _imported(told: str) -> Operator:

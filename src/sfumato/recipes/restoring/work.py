@@ -94,6 +94,8 @@ def _filled(
             notes.append("nothing is known of it, so these are samples")
         size = height * width
         small = size * form.channels <= _TO_SHOW
+        if given.truth is not None and not small:
+            raise ConfigError("--truth is for images that fit into memory: leave it out")
         truth = _truth(given, scene.format)
         if small:
             whole = scene.read(0, 0, height, width)
@@ -131,6 +133,8 @@ def _whole(
     if task.noise is not None:
         start = asked.y[0], _noise_to_remove(task.noise, path, asked, given)
         notes.append(f"noise of {start[1] * _unit(asked.form):.3g} pixel values removed")
+    if asked.form.dtype != "float32":  # whole numbers are rounded ones
+        std = max(std, 12**-0.5 / _unit(asked.form))
     measured = None if start is not None else Measured(asked.operator, asked.y, std)
     steps = len(drawing.grid(None if start is None else start[1])) - 1
     x = drawing.draw(asked.shape, measured, start=start, tick=lambda n: tick(n / steps))
@@ -170,6 +174,8 @@ def _paired(
             "this model was trained on pairs and knows from them what to restore: leave out --mask "
             "and the tasks"
         )
+    if given.noise != "0":
+        raise ConfigError("a model trained on pairs knows its noise from them: leave out --noise")
     seen = read_damaged(path, model.condition, nodata=given.nodata, channels=given.channels)
     height, width = seen.format.height, seen.format.width
     drawing.check(height, width)
@@ -254,7 +260,7 @@ def _unit(form: PixelFormat) -> float:
 def _truth(given: Given, form: PixelFormat) -> NDArray[Any] | None:
     if given.truth is None:
         return None
-    truth = read_damaged(given.truth, form)
+    truth = read_damaged(given.truth, form, channels=given.channels)
     if truth.format.shape != form.shape:
         raise DataError(
             f"{given.truth}: the truth is {truth.format.describe()}, and the restored image "

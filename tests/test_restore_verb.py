@@ -55,6 +55,16 @@ def test_what_is_known_comes_back_as_stored(
     assert listing(tmp_path) == ["a.png", "b.png", "m.png", "other.png", "out.png"]
 
 
+def test_known_pixels_that_are_noisy_are_not_kept(runs: Any, tmp_path: Path) -> None:
+    image, mask = picture(tmp_path / "a.png"), hole(tmp_path / "m.png")
+    told = (runs("rgb"), tmp_path / "a.png", "--mask", tmp_path / "m.png", "-n", "2")
+    assert restore(*told, "--noise", "60", "-o", tmp_path / "noisy") == 0
+    assert (seen(tmp_path / "noisy" / "a-1.png")[~mask] != image[~mask]).mean() > 0.5
+    assert (np.load(tmp_path / "noisy" / "a-spread.npy")[~mask] > 0).all()
+    assert restore(*told, "-o", tmp_path / "exact") == 0
+    assert (np.load(tmp_path / "exact" / "a-spread.npy")[~mask] == 0).all()
+
+
 def test_transparent_nan_and_nodata_are_missing_too(runs: Any, tmp_path: Path) -> None:
     image, mask = picture(tmp_path / "a.png"), hole(tmp_path / "m.png")
     assert restore(runs("rgb"), tmp_path / "a.png", "--mask", tmp_path / "m.png", "-o",

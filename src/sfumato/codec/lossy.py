@@ -269,7 +269,7 @@ class Lossy:
 
     @cached_property
     def _book(self) -> Codebook:
-        return Codebook(self.search)
+        return Codebook(self.search, self.ask.device)
 
 
 def _ratio(actual: float, expected: float, before: int, manner: _Manner) -> int:

@@ -73,14 +73,19 @@ class Chunks:
 
 
 class Codebook:
-    """The torus of standard normal numbers, of as many numbers as there are candidates."""
+    """The torus of standard normal numbers, of as many numbers as there are candidates.
 
-    def __init__(self, candidates_log2: int = CANDIDATES_LOG2) -> None:
+    Scores are computed on `device`: of the sender alone, so to the last bit they need not agree.
+    """
+
+    def __init__(
+        self, candidates_log2: int = CANDIDATES_LOG2, device: torch.device | str = "cpu"
+    ) -> None:
         if candidates_log2 not in SEARCH:
             raise ValueError(
                 f"candidates go from 2^{SEARCH[0]} to 2^{SEARCH[-1]}, not 2^{candidates_log2}"
             )
-        self.count = 1 << candidates_log2
+        self.count, self._device = 1 << candidates_log2, device
         self.chunk_bits = candidates_log2 - _SPARE_BITS
         self._rows = 1 << candidates_log2 // 2
         self._columns = self.count // self._rows
@@ -90,7 +95,7 @@ class Codebook:
 
     @cached_property
     def _spectra(self) -> tuple[Tensor, Tensor]:
-        numbers = torch.from_numpy(self._numbers)
+        numbers = torch.from_numpy(self._numbers).to(self._device)
         return torch.fft.rfft2(numbers), torch.fft.rfft2(numbers.square())
 
     def candidate(self, place: int, begins: Whole) -> Real:
@@ -112,10 +117,11 @@ class Codebook:
         both = np.zeros((2, self.count), np.float32)
         np.add.at(both[0], begins, linear)
         np.add.at(both[1], begins, square)
-        spectrum = torch.fft.rfft2(torch.from_numpy(both).view(2, self._rows, self._columns))
+        parts = torch.from_numpy(both).to(self._device).view(2, self._rows, self._columns)
+        spectrum = torch.fft.rfft2(parts)
         total = spectrum[0].conj() * first
         total += spectrum[1].conj() * second
-        return torch.fft.irfft2(total, (self._rows, self._columns)).flatten().numpy()
+        return torch.fft.irfft2(total, (self._rows, self._columns)).flatten().cpu().numpy()
 
 
 def choose(

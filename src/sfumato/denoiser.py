@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -12,16 +13,10 @@ from sfumato.protocols import Denoise, Denoiser
 
 
 @dataclass(frozen=True)
-class Clipped:
-    """A denoiser whose mean is clamped to [low, high].
-
-    This changes the ODE that is solved (algorithms.md calls it clip_denoised): a likelihood
-    refuses it, and outputs record it.
-    """
+class Wrapped:
+    """What a denoiser made of an `inner` one tells as that does: all but its answers."""
 
     inner: Denoiser
-    low: float = -1.0
-    high: float = 1.0
 
     @property
     def range(self) -> NoiseRange:
@@ -38,9 +33,21 @@ class Clipped:
         """As the inner denoiser's."""
         return self.inner.decoder_var
 
-    def on(self, sigmas: Tensor) -> Clipped:
+    def on(self, sigmas: Tensor) -> Self:
         """Rebind the inner denoiser."""
         return replace(self, inner=self.inner.on(sigmas))
+
+
+@dataclass(frozen=True)
+class Clipped(Wrapped):
+    """A denoiser whose mean is clamped to [low, high].
+
+    This changes the ODE that is solved (algorithms.md calls it clip_denoised): a likelihood
+    refuses it, and outputs record it.
+    """
+
+    low: float = -1.0
+    high: float = 1.0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
         """Return the inner distribution with its mean clamped."""

@@ -13,7 +13,13 @@ from sfumato.noise import NoiseRange, karras
 from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise, Purpose
 from sfumato.restoration.operators import solve
-from sfumato.restoration.posterior import DATA_STD, Measured, MomentMatching, linearised
+from sfumato.restoration.posterior import (
+    DATA_STD,
+    Measured,
+    MomentMatching,
+    linearised,
+    spread,
+)
 from sfumato.solvers.support import needed, trained
 
 State = TypeVar("State")
@@ -69,10 +75,9 @@ class DAPS(Generic[State]):
             wrong = self.measured.rest(x0) + max(self.measured.std, self.moments.least) * z
             x0 = x0 + self.moments.step(pull, self.measured, sigma, wrong)
         else:
-            var = sigma**2 * self.data_std**2 / (sigma**2 + self.data_std**2)
-            x0 = x0 + float(var) ** 0.5 * far.like(x, Purpose.CORRECTOR)
+            gain = spread(sigma, x, self.data_std)
+            x0 = x0 + float(gain) ** 0.5 * far.like(x, Purpose.CORRECTOR)
             rest = self.measured.rest(x0) + self.measured.std * z
-            gain = var.to(x)
             floor = torch.tensor(self.measured.std**2).to(x)
             x0 = x0 + gain * self.measured.operator.adjoint(
                 solve(self.measured.operator, rest, gain, floor)

@@ -7,16 +7,16 @@ is how p(y | x), an integral over x0, is approximated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sfumato.denoiser import Wrapped
 from sfumato.diffusion import expand
 from sfumato.gaussian import Gaussian
-from sfumato.noise import NoiseRange
-from sfumato.protocols import Denoise, Denoiser
+from sfumato.protocols import Denoise
 from sfumato.randomness import Noise, Purpose
 from sfumato.restoration.operators import (
     Operator,
@@ -65,31 +65,11 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Restored:
+class Restored(Wrapped):
     """A denoiser that knows a measurement. Its variance is 0: only the mean is modelled."""
 
-    inner: Denoiser
     measured: Measured
     method: Method
-
-    @property
-    def range(self) -> NoiseRange:
-        """As the inner denoiser's."""
-        return self.inner.range
-
-    @property
-    def prior(self) -> Gaussian:
-        """As the inner denoiser's."""
-        return self.inner.prior
-
-    @property
-    def decoder_var(self) -> Tensor | None:
-        """As the inner denoiser's."""
-        return self.inner.decoder_var
-
-    def on(self, sigmas: Tensor) -> Restored:
-        """Rebind the inner denoiser."""
-        return replace(self, inner=self.inner.on(sigmas))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
         """Return the bent mean."""
@@ -199,7 +179,7 @@ class DPS:
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean with the gradient's step taken."""
         mean, pull = linearised(denoise, x, sigma)
-        trust = 1 / (1 + measured.std**2 / _spread(sigma, x, self.data_std))
+        trust = 1 / (1 + measured.std**2 / spread(sigma, x, self.data_std))
         return mean + self.zeta * trust * pull(measured.operator.adjoint(measured.rest(mean)))
 
 
@@ -217,13 +197,13 @@ class PiGDM:
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean with the gradient's step taken."""
         mean, pull = linearised(denoise, x, sigma)
-        floor = measured.std**2 / _spread(sigma, x, self.data_std)
+        floor = measured.std**2 / spread(sigma, x, self.data_std)
         rest = solve(measured.operator, measured.rest(mean), torch.ones_like(floor), floor)
         return mean + pull(measured.operator.adjoint(rest))
 
 
-def _spread(sigma: Tensor, x: Tensor, data_std: float) -> Tensor:
-    """The variance of x0 given x where pixels are independent."""
+def spread(sigma: Tensor, x: Tensor, data_std: float) -> Tensor:
+    """Return the variance of x0 given x where pixels are independent."""
     square = expand(sigma, x).square()
     return square * data_std**2 / (square + data_std**2)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise, Purpose
+from sfumato.solvers.support import needed
 
 State = TypeVar("State")
 
@@ -62,8 +63,7 @@ class Repaint(Generic[State]):
         noise: Noise | None,
     ) -> tuple[Tensor, Repainting[State]]:
         """Take the wrapped solver's step, and walk the last levels again."""
-        if noise is None:
-            raise ValueError("this solver draws fresh noise: pass noise=noise_for(seed, count)")
+        noise = needed(noise)
         grid, inner = state.sigmas, state.inner
         x, inner = self.solver.step(denoise, x, sigma, sigma_next, inner, noise)
         place = int((grid == sigma_next).nonzero()[0, 0])

@@ -19,6 +19,7 @@ from sfumato.training.checkpoint import load_checkpoint, restore, save_checkpoin
 from sfumato.training.ema import Constant, HalfLife
 from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record, one_hot, train
+from sfumato.training.muon import Muon
 from sfumato.training.noise_sampling import LogNormal, UniformLevels, draw
 from sfumato.training.objectives import EDM, Bound, Objective, Simple
 from sfumato.training.optimizer import CosineDecay, LearningRate
@@ -40,10 +41,10 @@ def steps(state: TrainState, data: Data, how: Plan, count: int) -> list[Record]:
     return list(islice(train(state, data, how), count))
 
 
-def assert_same(a: TrainState, b: TrainState) -> None:
+def assert_same(a: TrainState, b: TrainState, *, but: str = "nothing") -> None:
     for mine, theirs in ((a.network, b.network), (a.ema.network, b.ema.network)):
         for name, tensor in mine.state_dict().items():
-            assert torch.equal(tensor, theirs.state_dict()[name]), name
+            assert name.endswith(but) or torch.equal(tensor, theirs.state_dict()[name]), name
     ours, others = a.optimizer.state_dict()["state"], b.optimizer.state_dict()["state"]
     assert ours.keys() == others.keys()
     for index, moments in ours.items():
@@ -235,6 +236,46 @@ def test_another_try_meets_other_noise() -> None:
         state.retry = retry
         losses.append(steps(state, Data(), plan(), 1)[0].loss)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("bad", [set[int](), {3}, set(range(7, 12))], ids=["good", "bad", "rolled"])
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 3, "clip_norm": 0.5}], ids=["", "clipped"])
+def test_a_host_that_runs_ahead_takes_the_same_steps(
+    bad: set[int], changes: dict[str, object]
+) -> None:
+    ends: list[tuple[list[Record], TrainState, int]] = []
+    for overlap in (False, True):
+        how = plan(snapshot_steps=4, **({} if bad else changes))
+        state, data = TrainState.start(Faulty(bad), how), Data()
+        records = list(train(state, data, how, images=160, overlap=overlap))
+        ends.append((records, state, data.position))
+        assert [r.ahead for r in records] == [8 * overlap] * (len(records) - 1) + [0]
+    (ours, mine, here), (others, theirs, there) = ends
+    for name in ("step", "images", "learning_rate", "skipped", "rolled_back", "message"):
+        assert [getattr(r, name) for r in ours] == [getattr(r, name) for r in others]
+    assert [str(r.loss) for r in ours] == [str(r.loss) for r in others]
+    assert [str(r.gradient_norm) for r in ours] == [str(r.gradient_norm) for r in others]
+    assert len(ours) == 20 + (7 if len(bad) > 1 else 0)
+    assert_same(mine, theirs, but="seen")
+    assert here == there
+
+
+def test_a_host_that_runs_ahead_stops_between_two_steps() -> None:
+    how = plan()
+    ahead, behind = TrainState.start(tiny(), how), TrainState.start(tiny(), how)
+    run = train(ahead, Data(), how, overlap=True)
+    records = list(islice(run, 3))
+    run.close()
+    assert records[-1].ahead == 8
+    assert ahead.whole
+    steps(behind, Data(), how, 3)
+    assert_same(ahead, behind, but="seen")
+
+
+def test_running_ahead_is_refused_where_a_bad_step_could_not_be_left_out() -> None:
+    how = plan(optimizer=Muon())
+    with pytest.raises(ValueError, match="fused optimizer, such as Adam"):
+        next(train(TrainState.start(tiny(), how), Data(), how, overlap=True))
 
 
 def test_hopeless_training_gives_up_with_advice() -> None:

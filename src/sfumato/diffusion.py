@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from sfumato.gaussian import Gaussian, per_example
+from sfumato.placement import to_like
 
 Mass = Callable[[Gaussian, Tensor, float], Tensor]
 """The log probability of the bin around x, element by element: of (gaussian, x, half_bin)."""
@@ -17,7 +18,7 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
     """Give per-image numbers ([] or [B]) the rank, dtype and device of a batch [B, *data]."""
     if values.ndim:
         values = values.reshape(-1, *[1] * (like.ndim - 1))
-    return values.to(device=like.device, dtype=like.dtype)
+    return to_like(values, like)
 
 
 def add_noise(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def transition(x0: Gaussian, x: Tensor, sigma: Tensor, s: Tensor) -> Gaussian:
     """
     keep = (s / sigma) ** 2
     mean = expand(keep, x) * x + expand(1 - keep, x) * x0.mean
-    var = expand(s**2 * (1 - keep), x) + expand((1 - keep) ** 2, x) * x0.var.to(x)
+    var = expand(s**2 * (1 - keep), x) + expand((1 - keep) ** 2, x) * to_like(x0.var, x)
     return Gaussian(mean, var)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sfumato.diffusion import expand, first_decoder_var
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64, Interpolated, NoiseLevels, NoiseRange
+from sfumato.placement import to_like
 from sfumato.protocols import Denoise
 
 Network = Callable[..., Tensor]
@@ -174,7 +175,7 @@ class Adapted:
         c_noise = self.process.condition(sigma).expand(len(x))
         dtype = _dtype_of(self.network, x.dtype)
         # In bfloat16 the index 999 of a level would be 1000.
-        told = c_noise.to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        told = to_like(c_noise, x, torch.promote_types(dtype, torch.float32))
         out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
         if self.head is None:
             return Gaussian(_mixed(x, out, c_skip, c_out), expand(self.variance(sigma), x))

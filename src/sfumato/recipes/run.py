@@ -129,6 +129,7 @@ class Run:
         self.precision.apply(cast(Network, self.state.ema.network))
         self.log = RunLog(folder, config.run.log_every, say)
         self.position = 0
+        self._ahead = 0
 
     @classmethod
     def open(
@@ -247,7 +248,7 @@ class Run:
                         break
             except TrainingError:
                 # The guard put the last good state back: that is what is kept.
-                self.position = batches.position
+                self.position = batches.position - self._ahead
                 self.log.go_back(self.state.step)
                 saver.note(self.position)
                 if measuring:
@@ -318,7 +319,8 @@ class Run:
 
     def _note(self, record: Record, batches: Batches) -> None:
         """Write down what a step did."""
-        self.position = batches.position
+        self.position = batches.position - record.ahead
+        self._ahead = record.ahead
         self.progress.add(record)
         self.log.add(record, self.progress.seconds, last=self.finished)
         found = batches.skipped

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfumato.placement import to_like
+
 F64 = torch.float64
 
 # Low-pass filter of Daubechies' least asymmetric wavelet with six vanishing moments ("sym6").
@@ -170,7 +172,7 @@ def transform(x: Tensor, transforms: Transforms) -> Tensor:
     moved = (matrices != identity).flatten(1).any(1).nonzero()[:, 0]
     if not len(moved):
         return x
-    place = moved.to(x.device)
+    place = to_like(moved, x, moved.dtype)
     return x.index_copy(0, place, warp(x[place], matrices[moved]))
 
 
@@ -186,14 +188,14 @@ def warp(x: Tensor, matrices: Tensor) -> Tensor:
     columns = _mirrored(width, left, right, x.device)
     x = x[:, :, rows][:, :, :, columns]
 
-    taps = torch.tensor(SYM6, dtype=F64).to(x) / math.sqrt(2)
+    taps = to_like(torch.tensor(SYM6, dtype=F64), x) / math.sqrt(2)
     # Sample n of the doubled grid lies at (n - centre) / 2 in pixels of the padded image.
     flat = x.reshape(batch * channels, 1, *x.shape[2:])
     flat = F.conv_transpose2d(flat, 2 * taps.reshape(1, 1, 1, -1), stride=(1, 2))
     flat = F.conv_transpose2d(flat, 2 * taps.reshape(1, 1, -1, 1), stride=(2, 1))
     fine = flat.reshape(batch, channels, *flat.shape[2:])
 
-    m = matrices.to(x)
+    m = to_like(matrices, x)
     at_x = _fine_positions(width, x)
     at_y = _fine_positions(height, x)[:, None]
     source_x = (
@@ -251,5 +253,5 @@ def _rotation(angle: Tensor) -> Tensor:
 def _flip(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
     if not chosen.any():
         return x
-    chosen = chosen.to(x.device).reshape(-1, 1, 1, 1)
+    chosen = to_like(chosen, x, chosen.dtype).reshape(-1, 1, 1, 1)
     return torch.where(chosen, x.flip(dim), x)

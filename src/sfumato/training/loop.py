@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.errors import DataError
+from sfumato.placement import to_like
 from sfumato.randomness import derive_seed
 from sfumato.training.guard import Guard
 from sfumato.training.loss_aware import LossAware, of_all_processes
@@ -52,7 +53,8 @@ class Record:
 
     loss: mean of the objective, in its unit. seconds: the whole step, `waited` of them for data.
     skipped: weights were left alone because loss or gradient was not finite; message says what was
-    done about it. rolled_back: the state is an earlier one again, and `step` is its step.
+    done about it. rolled_back: the state is an earlier one again, and `step` is its step. ahead:
+    images taken from the batches that no step has used yet.
     """
 
     step: int
@@ -66,6 +68,7 @@ class Record:
     skipped: bool = False
     rolled_back: bool = False
     message: str | None = None
+    ahead: int = 0
 
     @property
     def images_per_second(self) -> float:
@@ -79,7 +82,12 @@ class Record:
 
 
 def train(
-    state: TrainState, batches: Iterator[ImageBatch], plan: Plan, images: float = math.inf
+    state: TrainState,
+    batches: Iterator[ImageBatch],
+    plan: Plan,
+    images: float = math.inf,
+    *,
+    overlap: bool | None = None,
 ) -> Iterator[Record]:
     """Train until `images` images were seen, changing `state` in place and yielding every step.
 
@@ -87,6 +95,11 @@ def train(
     exception, state.whole tells). Every record stands for one batch, a skipped step's too; a
     rollback takes back step and images, not batches. Raises DataError for labels that do not fit
     the plan and TrainingError where loss or gradients stay non-finite through several rollbacks.
+
+    overlap: begin the next batch's gradient before a step's loss is read, so that a device never
+    waits for the host; the steps are the same (of a
+    network that keeps no statistics of what it sees). By default on CUDA, where the plan allows it.
+    ValueError where it is asked for and does not.
     """
     guard = Guard(
         state,
@@ -94,23 +107,44 @@ def train(
         snapshot_steps=plan.snapshot_steps,
         max_rollbacks=plan.max_rollbacks,
     )
-    before = time.perf_counter()
+    overlap = _overlap(state, plan, overlap)
+    before, waited, begun = time.perf_counter(), 0.0, None
     while state.images < images:
-        batch = next(batches, None)
+        asked = time.perf_counter()
+        batch = next(batches, None) if begun is None else begun.batch
         if batch is None:
             return
-        arrived, count = time.perf_counter(), len(batch.x)
+        if begun is None:
+            waited = time.perf_counter() - asked
+            begun = _begin(state, batch, plan, state.step)
+        count = len(batch.x)
+        asked = time.perf_counter()
+        following = next(batches, None) if overlap and state.images + count < images else None
+        waited += time.perf_counter() - asked if overlap else 0.0
+        current, begun = begun, None
         state.whole = False
         rate = plan.learning_rate.at(state.images, count)
-        loss, norm = _gradients(state, batch, plan)
+        if overlap:
+            _update(state, plan, rate, current, checked=False)
+            if following is not None:
+                # What the device found is waited for while it works on the next gradient.
+                begun = _begin(state, following, plan, state.step + 1)
+        loss, norm = _read(state, plan, current)
         good = math.isfinite(loss) and math.isfinite(norm)
         if good:
-            _update(state, plan, rate, norm, count)
-        state.optimizer.zero_grad(set_to_none=True)
+            if not overlap:
+                _update(state, plan, rate, current, checked=True)
+            state.ema.update(state.network, plan.averaging.decay(count, state.images, state.step))
+        if not overlap:
+            state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.images += count
         reached = state.step
         message = guard.after(loss, norm)
+        if begun is not None and state.step < reached:
+            # These gradients belong to weights that are no longer there.
+            state.optimizer.zero_grad(set_to_none=True)
+            begun = _begin(state, begun.batch, plan, state.step)
         state.whole = True
         now = time.perf_counter()
         yield Record(
@@ -121,12 +155,13 @@ def train(
             learning_rate=rate,
             gradient_norm=norm,
             seconds=now - before,
-            waited=arrived - before,
+            waited=waited,
             skipped=not good,
             rolled_back=state.step < reached,
             message=message,
+            ahead=0 if begun is None else len(begun.batch.x),
         )
-        before = time.perf_counter()
+        before, waited = time.perf_counter(), 0.0
 
 
 def one_hot(labels: Tensor | None, classes: int) -> Tensor:
@@ -149,34 +184,65 @@ def one_hot(labels: Tensor | None, classes: int) -> Tensor:
     return F.one_hot(labels.long(), classes).float()
 
 
-def _update(state: TrainState, plan: Plan, rate: float, norm: float, count: int) -> None:
-    if plan.clip_norm is not None and norm > plan.clip_norm:
-        clip_gradients(state.network.parameters(), torch.tensor(norm), plan.clip_norm)
-    for group in state.optimizer.param_groups:
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A batch whose gradient is on its way: what the device will have found, and at what levels."""
+
+    batch: ImageBatch
+    sigma: Tensor
+    total: Tensor
+    norm: Tensor
+    found: Tensor
+    """Loss, norm, errors [B] and losses [B], on the host once `ready`."""
+    ready: torch.cuda.Event | None = None
+
+
+def _overlap(state: TrainState, plan: Plan, wanted: bool | None) -> bool:
+    """Whether the host runs ahead of the device, where the device can leave out a bad update."""
+    adam = isinstance(state.optimizer, torch.optim.Adam) and state.optimizer.defaults["fused"]
+    possible = adam and not isinstance(plan.noise, LossAware)
+    if wanted and not possible:
+        raise ValueError(
+            "overlap needs a fused optimizer, such as Adam, and noise levels that do not depend on "
+            "the losses before: leave overlap out"
+        )
+    return possible and (state.device.type == "cuda" if wanted is None else wanted)
+
+
+def _update(state: TrainState, plan: Plan, rate: float, begun: _Begun, *, checked: bool) -> None:
+    """Take a step along the gradient; unless that is `checked`, none where it is not finite."""
+    optimizer = state.optimizer
+    if plan.clip_norm is not None:
+        clip_gradients(state.network.parameters(), begun.norm, plan.clip_norm)
+    for group in optimizer.param_groups:
         group["lr"] = rate
-    state.optimizer.step()
-    state.ema.update(state.network, plan.averaging.decay(count, state.images, state.step))
+    if not checked:
+        # torch's fused optimizers ask this of the device, as they do for its GradScaler.
+        bad = begun.total + begun.norm
+        optimizer.found_inf = (~bad.isfinite()).float()  # pyright: ignore
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
-def _gradients(state: TrainState, batch: ImageBatch, plan: Plan) -> tuple[float, float]:
-    """Leave the gradient of the batch's mean loss in the parameters; return loss and norm."""
+def _begin(state: TrainState, batch: ImageBatch, plan: Plan, step: int) -> _Begun:
+    """Leave the gradient of the batch's mean loss in the parameters, without waiting for it."""
     if not state.network.training:
         state.network.train()
     device, count = state.device, len(batch.x)
-    host = torch.Generator().manual_seed(_seed(state, plan, "levels"))
-    there = torch.Generator(device).manual_seed(_seed(state, plan, "noise"))
+    host = torch.Generator().manual_seed(_seed(state, plan, "levels", step))
+    there = torch.Generator(device).manual_seed(_seed(state, plan, "noise", step))
 
     x0 = batch.x.to(device, non_blocking=True)
     condition: dict[str, Tensor] = {}
     if plan.classes:
-        condition["class_labels"] = one_hot(batch.labels, plan.classes).to(x0)
+        condition["class_labels"] = to_like(one_hot(batch.labels, plan.classes), x0)
     channels = x0.shape[1]
     if batch.condition is not None:  # A pair moves as one image.
         x0 = torch.cat([x0, batch.condition.to(device, non_blocking=True)], 1)
     if plan.augment is not None:
         x0, told = plan.augment(x0, host)
         if told is not None:
-            condition["augment_labels"] = told.to(x0)
+            condition["augment_labels"] = to_like(told, x0)
     if batch.condition is not None:
         x0, condition["image"] = x0[:, :channels], x0[:, channels:]
     if isinstance(plan.noise, LossAware) and state.history is not None:
@@ -189,36 +255,45 @@ def _gradients(state: TrainState, batch: ImageBatch, plan: Plan) -> tuple[float,
     errors: list[Tensor] = []
     each: list[Tensor] = []
     size = plan.micro_batch or count
-    with _seeded(_seed(state, plan, "dropout"), device):
+    with _seeded(_seed(state, plan, "dropout", step), device):
         for first in range(0, count, size):
             part = slice(first, first + size)
             denoise = plan.adapt(state.network)
             if condition:
                 denoise = denoise.given(**{name: c[part] for name, c in condition.items()})
             losses = plan.objective.loss(denoise, x0[part], sigma[part], noise[part])
-            loss = (importance[part].to(losses.value) * losses.value).sum() / count
+            loss = (to_like(importance[part], losses.value) * losses.value).sum() / count
             loss.backward()
             total = total + loss.detach()
             errors.append(losses.error)
             each.append(losses.value.detach())
     norm = gradient_norm(state.network.parameters())
-    # One transfer, so that a device is waited for once a step.
-    values = torch.cat([total.reshape(1), norm.reshape(1), *errors, *each]).tolist()
-    loss_value, norm_value, error, value = (
-        values[0],
-        values[1],
-        values[2 : 2 + count],
-        values[-count:],
-    )
+    found = torch.cat([total.reshape(1), norm.reshape(1), *errors, *each])
+    if device.type != "cuda":
+        return _Begun(batch, sigma, total, norm, found)
+    told = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+    told.copy_(found, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return _Begun(batch, sigma, total, norm, told, ready)
+
+
+def _read(state: TrainState, plan: Plan, begun: _Begun) -> tuple[float, float]:
+    """Wait for what the device found, note it, and return loss and norm."""
+    if begun.ready is not None:
+        begun.ready.synchronize()
+    sigma, count = begun.sigma, len(begun.batch.x)
+    values = begun.found.tolist()
+    error, value = values[2 : 2 + count], values[-count:]
     state.statistics = state.statistics.seen(sigma, torch.tensor(error, dtype=sigma.dtype))
     if isinstance(plan.noise, LossAware) and state.history is not None:
         found = of_all_processes(plan.noise.index(sigma), torch.tensor(value, dtype=sigma.dtype))
         state.history = state.history.seen(*found)
-    return loss_value, norm_value
+    return values[0], values[1]
 
 
-def _seed(state: TrainState, plan: Plan, purpose: str) -> int:
-    return derive_seed(plan.seed, "train", purpose, state.step, state.retry)
+def _seed(state: TrainState, plan: Plan, purpose: str, step: int) -> int:
+    return derive_seed(plan.seed, "train", purpose, step, state.retry)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from sfumato.diffusion import (
 )
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseLevels
+from sfumato.placement import to_like
 from sfumato.protocols import Denoise, Denoiser
 from sfumato.training.noise_sampling import Distribution
 
@@ -64,7 +65,7 @@ def denoising_loss(
 ) -> Loss:
     """Return weight [B] times the mean squared error of D over the values of each image."""
     error = _squared_error(denoise(add_noise(x0, sigma, noise), sigma).mean, x0)
-    return Loss(weight.to(error) * error, error.detach())
+    return Loss(to_like(weight, error) * error, error.detach())
 
 
 class Weighted(ABC):
@@ -213,7 +214,9 @@ class Hybrid:
         still = Gaussian(x0_given_x.mean.detach(), x0_given_x.var)
         nats = self.bound.terms(denoise, x0, x, still, sigma)
         bits = bits_per_dim(nats, 1)  # nats are a dimension's already
-        return Loss(Simple().weight(sigma).to(error) * error + self.weight * bits, error.detach())
+        return Loss(
+            to_like(Simple().weight(sigma), error) * error + self.weight * bits, error.detach()
+        )
 
 
 @dataclass(frozen=True, eq=False)

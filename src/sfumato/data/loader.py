@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import cpu_count
 from types import TracebackType
@@ -71,7 +71,8 @@ class Batches(Iterator[Batch]):
     Batches run across the borders of epochs. flip: mirror each image left to right with
     probability 1/2, of pairs both. labels: batches carry class labels. Decoding runs `prefetch`
     batches ahead in `workers` threads, until the set is in memory: decoded images are kept when all
-    of them fit `cache_bytes`; beyond that memory holds only the batches in flight.
+    of them fit `cache_bytes`; beyond that memory holds only the batches in flight. pinned: put
+    batches into memory that a GPU copies from by itself, always ahead.
 
     Raises DataError for an empty set, missing labels, or too many unreadable files. Close it, or
     use it in a `with` statement, to stop its threads.
@@ -89,6 +90,7 @@ class Batches(Iterator[Batch]):
         workers: int | None = None,
         prefetch: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        pinned: bool = False,
     ) -> None:
         if batch_size < 1 or seed < 0 or position < 0:
             raise ValueError(
@@ -106,6 +108,7 @@ class Batches(Iterator[Batch]):
         self._seed = seed
         workers = workers or min(cpu_count() or 1, 8)
         self._ahead = prefetch or workers + 1
+        self._pinned = pinned
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sfumato-load")
         self._pending: deque[Future[Batch]] = deque()
         self._submitted = position  # start of the next batch to ask for
@@ -149,7 +152,7 @@ class Batches(Iterator[Batch]):
         """Keep the threads ahead; once everything is in memory, they are not worth a switch."""
         if not self._pending:
             self._submitted = self.position
-        while len(self._pending) < self._ahead and not self._reader.instant:
+        while len(self._pending) < self._ahead and (self._pinned or not self._reader.instant):
             self._pending.append(self._pool.submit(self._make, self._submitted))
             self._submitted += self.batch_size
 
@@ -162,7 +165,10 @@ class Batches(Iterator[Batch]):
             for x in (batch.x, batch.condition):
                 if x is not None:
                     x[chosen] = x[chosen].flip(-1)
-        return batch
+        if not self._pinned:
+            return batch
+        condition = None if batch.condition is None else batch.condition.pin_memory()
+        return replace(batch, x=batch.x.pin_memory(), condition=condition)
 
 
 def one_pass(images: Images, batch_size: int, *, labels: bool = False) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from sfumato.data.pixels import PixelFormat, from_model
 from sfumato.errors import ConfigError
 from sfumato.guidance import guide
 from sfumato.networks.base import Network
+from sfumato.networks.graphed import Graphed
 from sfumato.parameterization import Adapted
 from sfumato.protocols import Denoiser, Solver
 from sfumato.randomness import derive_seed
@@ -185,10 +186,11 @@ class Model:
         images: Tensor | None,
     ) -> Iterator[Tensor]:
         solver = self.solver(config)
+        model = self._replayed() if len(grid) * len(seeds) > 4 * config.batch else self
         for first in range(0, len(seeds), config.batch):
             part = list(seeds[first : first + config.batch])
             starts = None if images is None else images[first : first + config.batch]
-            bound = self.bound(part, label, sampler=config, batch=config.batch, images=starts)
+            bound = model.bound(part, label, sampler=config, batch=config.batch, images=starts)
             finished = generate(
                 build.sampler_denoiser(config, bound),
                 solver,
@@ -199,6 +201,13 @@ class Model:
                 device=self.device,
             )
             yield from (x.cpu() for x in finished)
+
+    def _replayed(self) -> Model:
+        """The model with networks that a GPU replays: for a few calls of one shape, or more."""
+        if self.device.type != "cuda":
+            return self
+        weaker = None if self.weaker is None else self.weaker._replayed()
+        return replace(self, network=cast(Network, Graphed(self.network)), weaker=weaker)
 
     def sample(
         self,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sfumato.recipes.evaluation.during import Evaluation
 
 _PREVIEWS = 5
+_COMPILED_MINUTES = 10.0
 REPORT = "report.html"
 
 Say = Callable[[str], None]
@@ -127,6 +128,9 @@ class Run:
         self.precision.apply(network)
         self.state = TrainState.start(network, self.plan)
         self.precision.apply(cast(Network, self.state.ema.network))
+        if self._compiles:
+            say("compiling the network: the first step takes a minute or several")
+            network.compile(dynamic=False)
         self.log = RunLog(folder, config.run.log_every, say)
         self.position = 0
         self._ahead = 0
@@ -228,6 +232,7 @@ class Run:
             position=self.position,
             flip=self.recipe.flip and not self.recipe.augment,
             labels=bool(self.classes),
+            pinned=self.device.startswith("cuda"),
         )
         run = self.config.run
         saver = Saver(self.folder, self.state, run, self.describe, self.say, self.position)
@@ -330,6 +335,13 @@ class Run:
                 self.say(f"warning: {message}")
                 self.log.note(record, message)
             self.unreadable = found
+
+    @property
+    def _compiles(self) -> bool:
+        run = self.config.run
+        if run.compile != "auto":
+            return run.compile == "on"
+        return self.device.startswith("cuda") and not 0 < run.minutes < _COMPILED_MINUTES
 
     def _choose(self, network: Network) -> Precision:
         if self.recipe.precision != "auto":

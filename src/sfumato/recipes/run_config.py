@@ -80,6 +80,9 @@ class Bookkeeping:
     """cpu, cuda, or auto."""
     threads: int = 0
     """CPU threads; 0 is PyTorch's default."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network for training by torch.compile, which takes a minute or several at the
+    start; auto: on a GPU, in runs without a time limit or of ten minutes and more."""
     tensorboard: bool = True
     """Write TensorBoard events where tensorboard is installed."""
 

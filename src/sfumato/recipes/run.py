@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
-from sfumato.recipes.environment import pick_device, set_threads
+from sfumato.recipes.environment import pick_device, set_threads, tune_device
 from sfumato.recipes.model import Model
 from sfumato.recipes.plan import decay_of, plan_of
 from sfumato.recipes.preview import Preview, Watcher, check_samplers
@@ -38,6 +38,7 @@ from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
 from sfumato.training.precision import Choice, Precision, choose_precision
+from sfumato.training.replay import replay_training
 from sfumato.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _PREVIEWS = 5
 _COMPILED_MINUTES = 10.0
+_SMALL = 20_000_000
 REPORT = "report.html"
 
 Say = Callable[[str], None]
@@ -95,6 +97,7 @@ class Run:
         self.images_set, self.test_set = images, test
         self.unreadable = images.skipped
         self.device = pick_device(config.run.device)
+        tune_device(self.device)
         self.progress = Progress(config.recipe.images, config.run.minutes * 60)
         self.interrupted = False
         if config.recipe.process.sigma_data is None:
@@ -128,9 +131,7 @@ class Run:
         self.precision.apply(network)
         self.state = TrainState.start(network, self.plan)
         self.precision.apply(cast(Network, self.state.ema.network))
-        if self._compiles:
-            say("compiling the network: the first step takes a minute or several")
-            network.compile(dynamic=False)
+        self._quicken(network)
         self.log = RunLog(folder, config.run.log_every, say)
         self.position = 0
         self._ahead = 0
@@ -336,20 +337,42 @@ class Run:
                 self.log.note(record, message)
             self.unreadable = found
 
-    @property
-    def _compiles(self) -> bool:
-        run = self.config.run
-        if run.compile != "auto":
-            return run.compile == "on"
-        return self.device.startswith("cuda") and not 0 < run.minutes < _COMPILED_MINUTES
+    def _quicken(self, network: Network) -> None:
+        """Compile the network or have it replayed, as the run says."""
+        run, how = self.config.run, self.config.run.compile
+        cuda = self.device.startswith("cuda")
+        whole = self.plan.micro_batch in (None, self.recipe.batch)
+        if how == "auto" and cuda:
+            small = sum(p.numel() for p in network.parameters()) < _SMALL and whole
+            long = not 0 < run.minutes < _COMPILED_MINUTES
+            how = "graphs" if small else "on" if long else "off"
+        if how == "on":
+            self.say("compiling the network: the first step takes a minute or several")
+            network.compile(dynamic=False)
+        elif how == "graphs":
+            if not (cuda and whole):
+                raise ConfigError(
+                    "--compile graphs needs a CUDA device and whole batches (no --micro-batch)"
+                )
+            batch, shape = self.recipe.batch, self.images_set.format.shape
+            told = {name: c.expand(batch, *c.shape[1:]) for name, c in self._told().items()}
+            x, level = torch.zeros(batch, *shape), torch.zeros(batch)
+            given = {name: c.contiguous().to(self.device) for name, c in told.items()}
+            replay_training(network, x.to(self.device), level.to(self.device), given)
+
+    def _told(self) -> dict[str, torch.Tensor]:
+        """Examples [1, ...] of the conditions that the network is trained with."""
+        told = {"class_labels": torch.zeros(1, len(self.classes))} if self.classes else {}
+        if self.recipe.augment > 0:
+            told["augment_labels"] = torch.zeros(1, build.AUGMENT_LABELS)
+        if self.condition:
+            told["image"] = torch.zeros(1, *self.condition.shape)
+        return told
 
     def _choose(self, network: Network) -> Precision:
         if self.recipe.precision != "auto":
             return Precision(self.recipe.precision, channels_last=True)
         shape = (min(self.recipe.batch, 32), *self.images_set.format.shape)
-        told = {"class_labels": torch.zeros(1, len(self.classes))} if self.classes else {}
-        if self.condition:
-            told["image"] = torch.zeros(1, *self.condition.shape)
-        choice: Choice = choose_precision(network, shape, conditions=told)
+        choice: Choice = choose_precision(network, shape, conditions=self._told())
         self.say(f"arithmetic: {choice.sentence}")
         return choice.precision

@@ -80,9 +80,10 @@ class Bookkeeping:
     """cpu, cuda, or auto."""
     threads: int = 0
     """CPU threads; 0 is PyTorch's default."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network for training by torch.compile, which takes a minute or several at the
-    start; auto: on a GPU, in runs without a time limit or of ten minutes and more."""
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    """on: compile the network for training, by torch.compile, which takes a minute or several;
+    graphs: replay it as CUDA graphs. auto: on a GPU, graphs for small networks, and large ones are
+    compiled in runs without a time limit or of ten minutes and more."""
     tensorboard: bool = True
     """Write TensorBoard events where tensorboard is installed."""
 

@@ -142,7 +142,7 @@ class Augment:
     def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the batch [B, C, H, W] and its labels [B, 9]; generator on the host."""
         transforms = self.draw(len(x), generator)
-        return transform(x, transforms), transforms.describe().to(x)
+        return transform(x, transforms), to_like(transforms.describe(), x)
 
     def draw(self, count: int, generator: torch.Generator) -> Transforms:
         """Draw the transforms of `count` images."""
@@ -173,7 +173,9 @@ def transform(x: Tensor, transforms: Transforms) -> Tensor:
     if not len(moved):
         return x
     place = to_like(moved, x, moved.dtype)
-    return x.index_copy(0, place, warp(x[place], matrices[moved]))
+    # Shapes differ from batch to batch: a search for the best convolution would never end.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+        return x.index_copy(0, place, warp(x[place], matrices[moved]))
 
 
 def warp(x: Tensor, matrices: Tensor) -> Tensor:

@@ -82,7 +82,9 @@ def open_run(folder: Path, data: Path, chosen: Recipe | None = None, **options: 
      replace(UNetConfig.ddpmpp(), encoder="skip", decoder="skip")],
     ids=["ddpm", "ddpmpp", "ncsnpp", "adm", "skips"],
 )  # fmt: skip
-def test_the_image_is_joined_to_x_and_nothing_else_is_done_to_it(config: NetworkConfig) -> None:
+def test_the_image_is_joined_to_x_and_mapped_to_the_output_by_level(
+    config: NetworkConfig,
+) -> None:
     config = replace(config, width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.0)
     size = {"out_channels": 3, "height": 6, "width": 10}
     network = build_network(config, in_channels=3, condition_channels=5, **size).eval()
@@ -90,11 +92,18 @@ def test_the_image_is_joined_to_x_and_nothing_else_is_done_to_it(config: Network
         for parameter in network.parameters():  # the last layer starts near 0
             parameter.normal_(std=0.2)
     plain = build_network(config, in_channels=8, **size).eval()
-    plain.load_state_dict(network.state_dict())
+    state = network.state_dict()
+    weight, bias = state.pop("direct.weight"), state.pop("direct.bias")
+    plain.load_state_dict(state)
     x, image, level = torch.randn(2, 3, 6, 10), torch.randn(2, 5, 6, 10), torch.tensor([0.1, -1.0])
     out = network(x, level, image=image)
     assert out.shape == x.shape
-    assert torch.equal(out, plain(torch.cat([x, image], 1), level))
+    embedding = network.embed(level, None, None)
+    maps = (embedding @ weight.T + bias).reshape(2, 3, 5)
+    added = torch.stack([torch.tensordot(a, b, 1) for a, b in zip(maps, image, strict=True)])
+    expected = plain(torch.cat([x, image], 1), level) + added
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert (maps[0] - maps[1]).abs().max() > 1e-2
     assert (out - network(x, level, image=image.flip(0))).abs().max() > 1e-3
 
     double = network.double()(x.double(), level.double(), image=image)
@@ -104,6 +113,13 @@ def test_the_image_is_joined_to_x_and_nothing_else_is_done_to_it(config: Network
     rough = network(x, level, image=image)
     assert rough.dtype == torch.float32
     assert (rough - out).norm() < 0.1 * out.norm()
+
+
+def test_a_new_network_adds_nothing_of_the_image() -> None:
+    network = build_network(
+        small().network, in_channels=3, out_channels=3, height=8, width=8, condition_channels=4
+    )
+    assert not any(p.any() for name, p in network.named_parameters() if name.startswith("direct"))
 
 
 def test_a_wrong_image_is_refused_in_words() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.networks.blocks import Block, Style
-from sfumato.networks.layers import Conv, GroupNorm
+from sfumato.networks.layers import Conv, GroupNorm, Linear, zeros
 
 
 class Network(nn.Module):
@@ -25,6 +25,7 @@ class Network(nn.Module):
     decoder: nn.ModuleList
     norm: GroupNorm
     head: Conv
+    direct: Linear | None
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Network(nn.Module):
         self.multiple = 2 ** (levels - 1)
         self.compute_dtype = torch.float32
         self.channels_last = False
+        self.direct = None
 
     @property
     def seen_channels(self) -> int:
@@ -84,7 +86,8 @@ class Network(nn.Module):
         class_labels [B, classes] is one-hot, or zeros for no class; augment_labels [B, n] is EDM's
         description of the augmentation. None stands for zeros. image [B, condition_channels, H, W],
         in [-1, 1], is what the output starts from: joined to x as it is, whatever the noise level,
-        and needed where the network was built for one. Raises ValueError on other shapes.
+        and added to the output by a linear map of its channels that the noise level decides. It is
+        needed where the network was built for one. Raises ValueError on other shapes.
         """
         self._check(x, noise_label, class_labels, augment_labels)
         self._check_image(x, image)
@@ -102,9 +105,12 @@ class Network(nn.Module):
         h = self.head(F.silu(self.norm(h.to(dtype))))
         if extra is not None:
             h = h + extra.to(dtype)
-        return h[:, :, : x.shape[2], : x.shape[3]].to(
-            x.dtype, memory_format=torch.contiguous_format
-        )
+        h = h[:, :, : x.shape[2], : x.shape[3]]
+        if image is not None and self.direct is not None:
+            # What the input shows already need not pass the narrow body.
+            weights = self.direct(embedding).reshape(len(x), self.out_channels, -1)
+            h = h + torch.einsum("boi,bihw->bohw", weights, image.to(dtype))
+        return h.to(x.dtype, memory_format=torch.contiguous_format)
 
     @abstractmethod
     def embed(
@@ -174,6 +180,9 @@ class Network(nn.Module):
                 level.blocks.append(Block(width + skips.pop(), outputs, style, attention=attend))
                 width = outputs
             self.decoder.append(level)
+        if self.condition_channels:
+            linear = self.out_channels * self.condition_channels
+            self.direct = Linear(style.embedding, linear, zeros)
         self.norm = GroupNorm(width, style.eps)
         self.head = Conv(width, self.out_channels, 3, style.init_output)
 

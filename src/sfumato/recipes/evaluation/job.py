@@ -109,8 +109,8 @@ def of_run(
     if model.condition is not None:
         pairs = (config.data.test if config else "") or "PAIRS"
         raise ConfigError(
-            f"this model needs images to start from ({model.condition.describe()}): restore the "
-            f"inputs of test pairs, then measure them against their targets: "
+            f"this model needs images to start from ({model.condition.describe()}): use "
+            "sfumato restore RUN IMAGE; to measure what it makes of test pairs: "
             f"sfumato restore {run} {pairs}/input -o RESTORED; "
             f"sfumato evaluate RESTORED {pairs}/target --metrics fd psnr"
         )

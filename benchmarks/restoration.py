@@ -1,90 +1,221 @@
-"""Restoration of real images under clouds and lost pixels, against biharmonic inpainting.
+"""Restoration of real images under clouds and lost pixels, against classical inpainting.
 
     python benchmarks/restoration.py --run RUN --data TEST.npy --name cifar-10 [--paired RUN]
 
 TEST.npy holds images [n, H, W(, 3)], 8 bits. `--paired` is a run trained on pairs of clouded and
-clear images, whose clouds it is then given.
+clear images (cloud_pairs.py), whose input it is then given. Rows are kept in a JSON file beside the
+table as they come: interrupted, the same command goes on. Another model's rows are made anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from _damage import Damage, answered, classical, clouded, posterior_mean, restored, scattered
 from _shared import machine, setting, write_text
-from skimage.restoration import inpaint_biharmonic
+from cloud_pairs import SOFTNESS
 from torch import Tensor
 
-from sfumato.data.clouds import Clouds
-from sfumato.metrics.channels import ToThree
-from sfumato.metrics.efficientnet import efficientnet_features
-from sfumato.metrics.paired import psnr
-from sfumato.randomness import Noise
+from sfumato.metrics.efficientnet import EfficientNetFeatures, efficientnet_features
+from sfumato.metrics.paired import psnr, ssim
 from sfumato.recipes.model import Model, load
-from sfumato.recipes.paired import answers
-from sfumato.recipes.restoring import How, usual_sampler
+from sfumato.recipes.restoring import How
 from sfumato.recipes.restoring.names import METHODS
-from sfumato.restoration import Mask, Measured
-from sfumato.sampling import sample, start_from_prior
+from sfumato.recipes.run_config import RunConfig
 
 RESULTS = Path(__file__).parent / "results"
-BATCH = 50
+HEADER = ["| | PSNR, dB | SSIM | features | s an image |", "|---|---:|---:|---:|---:|"]
+EXACT = 58.9
+"""dB of an image that is true but for rounding to 8 bits; more counts as that."""
+APART = 100_000
+"""Between the seeds of one answer and those of the next."""
 
 
-@dataclass(frozen=True, eq=False)
-class Damage:
-    """Images [n, C, H, W] in [-1, 1], where they are known, and what a camera would see."""
+@dataclass
+class Rows:
+    """Numbers by table and row, kept in a file; those of other settings are refused."""
 
-    name: str
-    x0: Tensor
-    known: Tensor
-    seen: Tensor
+    path: Path
+    settings: dict[str, Any]
+    extractor: EfficientNetFeatures
+    device: str
+    tables: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    _known: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file():
+            return
+        kept = json.loads(self.path.read_text("utf-8"))
+        if kept["settings"] != self.settings:
+            raise SystemExit(
+                f"{self.path} holds rows of {kept['settings']}, and these would be of "
+                f"{self.settings}: give another --name, or remove the file"
+            )
+        self.tables = kept["tables"]
+
+    def missing(self, table: str, names: list[str], by: str) -> bool:
+        """Whether one of the rows is not there, or was another model's."""
+        here = self.tables.get(table, {})
+        return any(here.get(name, {}).get("by") != by for name in names)
+
+    def add(self, table: str, name: str, by: str, x: Tensor, truth: Tensor, each: float) -> None:
+        """Measure images, and keep the row; `each` is the seconds an image took."""
+        far = (self._features(x) - self._true_features(truth)).norm(dim=1).mean()
+        row = {
+            "by": by,
+            "psnr": float(psnr(x, truth).clamp(max=EXACT).mean()),
+            "ssim": float(ssim(x, truth).mean()),
+            "features": float(far),
+            "seconds": each,
+        }
+        self.tables.setdefault(table, {})[name] = row
+        write_text(self.path, json.dumps({"settings": self.settings, "tables": self.tables}))
+        print(f"{table}: {line(name, row)}", flush=True)
+
+    def _features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            parts = [self.extractor(part.to(self.device)) for part in x.split(50)]
+        return torch.cat(parts).cpu()
+
+    def _true_features(self, truth: Tensor) -> Tensor:
+        """Of the first images, which all tables share."""
+        if len(self._known) < len(truth):
+            self._known = self._features(truth)
+        return self._known[: len(truth)]
 
 
-def clouded(x0: Tensor, cover: float) -> Damage:
-    clouds = Clouds(cover=cover, shadow=0.0)
-    size = (x0.shape[2], x0.shape[3])
-    fields = [clouds.of(size, seed) for seed in range(len(x0))]
-    known = torch.stack([~field.mask() for field in fields])[:, None]
-    seen = torch.stack([clouds.over(x, field) for x, field in zip(x0, fields, strict=True)])
-    return Damage(f"clouds, {cover:.0%}", x0, known, seen)
+def line(name: str, row: dict[str, Any]) -> str:
+    numbers = [f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['features']:.2f}"]
+    return f"| {' | '.join([name, *numbers, format(row['seconds'], '.3f')])} |"
 
 
-def scattered(x0: Tensor, lost: float) -> Damage:
-    generator = torch.Generator().manual_seed(0)
-    known = torch.rand(len(x0), 1, *x0.shape[2:], generator=generator) >= lost
-    return Damage(f"pixels at random, {lost:.0%}", x0, known, x0 * known)
+def drawn(
+    rows: Rows, table: str, label: str, by: str, truth: Tensor, answers: int,
+    draw: Callable[[int], Tensor],
+) -> None:  # fmt: skip
+    """Rows of one answer and, where there are several, of their mean; `draw` is told a seed."""
+    one, several = f"{label}, one answer", f"{label}, mean of {answers}"
+    if not rows.missing(table, [one] if answers == 1 else [one, several], by):
+        return
+    start = time.perf_counter()
+    total = torch.zeros_like(truth)
+    for number in range(answers):
+        x = draw(APART * number)
+        total += x
+        if number == 0:
+            each = (time.perf_counter() - start) / len(truth)
+            rows.add(table, one, by, x, truth, each)
+    if answers > 1:
+        rows.add(table, several, by, total / answers, truth, answers * each)
 
 
-def restored(model: Model, damage: Damage, how: How, seed: int) -> Tensor:
-    """One answer for each image, known pixels in place."""
-    sampler = usual_sampler(model.recipe.sampler)
-    grid, solver = model.grid(sampler), model.solver(sampler)
-    parts: list[Tensor] = []
-    for first in range(0, len(damage.x0), BATCH):
-        x0, known = damage.x0[first : first + BATCH], damage.known[first : first + BATCH]
-        noise = Noise(tuple(range(seed + first, seed + first + len(x0))))
-        measured = Measured(Mask(known), x0 * known)
-        denoise, walk = how.bend(model.denoiser, solver, measured, noise)
-        x = start_from_prior(denoise, grid[0], x0.shape[1:], noise)
-        for step in sample(denoise, walk, grid, x, noise):
-            x = step.x
-        parts.append(torch.where(known, x0, x.clamp(-1, 1)))
-    return torch.cat(parts)
+def single(
+    rows: Rows, table: str, label: str, by: str, truth: Tensor, make: Callable[[], Tensor]
+) -> None:
+    if not rows.missing(table, [label], by):
+        return
+    start = time.perf_counter()
+    x = make()
+    rows.add(table, label, by, x, truth, (time.perf_counter() - start) / len(truth))
 
 
-def biharmonic(damage: Damage) -> Tensor:
-    found: list[Tensor] = []
-    for x, known in zip(damage.x0, damage.known, strict=True):
-        image = (x.permute(1, 2, 0).double().numpy() + 1) / 2
-        filled = inpaint_biharmonic(image, ~known[0].numpy(), channel_axis=-1)
-        found.append(torch.from_numpy(np.asarray(filled) * 2 - 1).permute(2, 0, 1).float())
-    return torch.stack(found).clamp(-1, 1)
+def measure(
+    rows: Rows, damage: Damage, model: Model, paired: Model | None, args: argparse.Namespace
+) -> None:
+    """The rows of one damage."""
+    x0, table = damage.x0, damage.name
+    for name, fill in classical().items():
+        single(rows, table, name, "", x0, partial(fill, damage))
+    drawn(
+        rows, table, "moment-matching", model.fingerprint, x0, args.answers,
+        lambda seed: restored(model, damage, How(), seed, args.steps, args.batch),
+    )  # fmt: skip
+    if paired is not None and damage.name.startswith("clouds"):
+        by = paired.fingerprint
+        drawn(
+            rows, table, "trained on pairs", by, x0, args.answers,
+            lambda seed: answered(paired, damage, seed),
+        )  # fmt: skip
+        single(
+            rows, table, "trained on pairs, predicted mean", by, x0,
+            lambda: posterior_mean(paired, damage, args.batch),
+        )  # fmt: skip
+
+
+def by_method(rows: Rows, damage: Damage, model: Model, args: argparse.Namespace) -> str:
+    """The rows of every method, one answer each; return the table's name."""
+    table = f"Methods, {damage.name}, the first {len(damage.x0)} images, one answer"
+    for name, fill in classical().items():
+        single(rows, table, name, "", damage.x0, partial(fill, damage))
+    for method in METHODS:
+        how = How(method=method)  # type: ignore[arg-type]
+        single(
+            rows, table, method, model.fingerprint, damage.x0,
+            lambda how=how: restored(model, damage, how, 0, args.steps, args.batch),
+        )  # fmt: skip
+    return table
+
+
+def images(path: Path, count: int) -> Tensor:
+    raw = np.array(np.load(path, mmap_mode="r")[:count])
+    raw = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(raw)).float() / 127.5 - 1
+
+
+def check_pairs(paired: Model, softness: float) -> str:
+    """Return what to say of the clouds a model was trained with; exits for others than these."""
+    data = Path(RunConfig.read(paired.run / "config.toml").data.data)
+    record = data / "clouds.json"
+    if not record.is_file():
+        return f"under clouds that could not be checked, as {record} is not there"
+    told = json.loads(record.read_text("utf-8"))
+    if (told["softness"], told["shadow"]) != (softness, 0.0):
+        raise SystemExit(
+            f"{paired.run} was trained on clouds of softness {told['softness']} and shadow "
+            f"{told['shadow']}, and these have {softness} and 0: make its pairs by cloud_pairs.py "
+            "with the same --softness"
+        )
+    low, high = told["covers"]
+    return f"under clouds of the same kind, of {low:.0%} to {high:.0%} cover"
+
+
+def head(
+    args: argparse.Namespace, about: dict[str, Any], model: Model, paired: Model | None,
+    pairs: str, thin: float,
+) -> list[str]:  # fmt: skip
+    where = f"{torch.get_num_threads()} threads"
+    if args.device != "cpu":
+        where += f", models on {torch.cuda.get_device_name()}"
+    busy = f"busy before: {about['busy_cores']}"
+    lines = [
+        f"# Restoration: {args.name}",
+        "",
+        setting(about, where, busy),
+        "",
+        f"`{model.recipe.name}`, {model.images_seen:,} training images, {args.steps} steps, on "
+        f"{args.n} test images. PSNR of the whole image, an exact one counting as "
+        f"{EXACT} dB; features are EfficientNet's, their "
+        "distance to the true image's. Known pixels are kept, in every row.",
+    ]
+    if paired is not None:
+        lines += [
+            "",
+            f"Trained on pairs: `{paired.recipe.name}`, {paired.images_seen:,} training images "
+            f"{pairs}. It is given the clouded image, and no mask; the "
+            "others are given a mask of all that is not the ground as it is. Clouds are thin at "
+            f"their edges: through {thin:.0%} of the pixels in the mask some of the ground is "
+            "seen, which only this model can use. Its predicted mean is one network call.",
+        ]
+    return lines
 
 
 def main() -> None:
@@ -94,89 +225,47 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--paired", type=Path)
     parser.add_argument("-n", type=int, default=200)
-    parser.add_argument("--few", type=int, default=50)
+    parser.add_argument("--few", type=int, default=50, help="images by every method; 0 is none")
     parser.add_argument("--answers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=18)
+    parser.add_argument("--softness", type=float, default=SOFTNESS, help="as the pairs'")
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    classical()  # whatever is missing is said before anything is measured
     about = machine()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = load(args.run)
-    raw = np.load(args.data)[: args.n]
-    raw = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
-    x0 = torch.from_numpy(np.ascontiguousarray(raw)).float() / 127.5 - 1
-    extractor = efficientnet_features()
-    network = extractor if x0.shape[1] == 3 else ToThree(extractor)
-
-    def far(x: Tensor, truth: Tensor) -> float:
-        """Mean distance of features."""
-        with torch.no_grad():
-            return float((network(x) - network(truth)).norm(dim=1).mean())
-
-    def row(name: str, truth: Tensor, make: Callable[[], Tensor], per: int = 1) -> str:
-        start = time.perf_counter()
-        x = make()
-        each = (time.perf_counter() - start) / len(truth) / per
-        line = f"| {name} | {float(psnr(x, truth).mean()):.2f} | {far(x, truth):.2f} | {each:.2f} |"
-        print(line, flush=True)
-        return line
-
-    paired = load(args.paired) if args.paired else None
-    lines: list[str] = []
-    damages = [clouded(x0, cover) for cover in (0.1, 0.3, 0.6)] + [scattered(x0, 0.25)]
-    for damage in damages:
-        print(damage.name, flush=True)
-        lines += ["", f"## {damage.name}", "", *HEADER]
-        lines.append(row("biharmonic", x0, lambda d=damage: biharmonic(d)))
-        found: list[Tensor] = []
-
-        def one(d: Damage = damage, found: list[Tensor] = found) -> Tensor:
-            found.append(restored(model, d, How(), 10_000 * len(found)))
-            return found[-1]
-
-        lines.append(row("moment-matching, one answer", x0, one))
-        for _ in range(args.answers - 1):
-            one()
-        lines.append(
-            row(f"mean of {args.answers} answers", x0, lambda f=found: torch.stack(f).mean(0))
-        )
-        if paired is not None and "clouds" in damage.name:
-            drawn: list[Tensor] = []
-
-            def answer(d: Damage = damage, drawn: list[Tensor] = drawn) -> Tensor:
-                shifted = [seed + 10_000 * len(drawn) for seed in range(args.n)]
-                x = torch.cat(list(answers(paired, d.seen, shifted)))
-                drawn.append(torch.where(d.known, d.x0, x.clamp(-1, 1)))
-                return drawn[-1]
-
-            lines.append(row("trained on pairs, one answer", x0, answer))
-            for _ in range(args.answers - 1):
-                answer()
-            mean = row(
-                f"trained on pairs, mean of {args.answers}", x0,
-                lambda d=drawn: torch.stack(d).mean(0),
-            )  # fmt: skip
-            lines.append(mean)
-    few = clouded(x0[: args.few], 0.3)
-    print("methods", flush=True)
-    lines += ["", f"## Methods, {few.name}, the first {args.few} images, one answer", "", *HEADER]
-    lines.append(row("biharmonic", few.x0, lambda: biharmonic(few)))
-    for method in METHODS:
-        lines.append(row(method, few.x0, lambda m=method: restored(model, few, How(method=m), 0)))  # type: ignore[arg-type]
-    head = [
-        f"# Restoration: {args.name}",
-        "",
-        setting(about, f"{torch.get_num_threads()} threads", f"busy before: {about['busy_cores']}"),
-        "",
-        f"`{model.recipe.name}`, {model.images_seen:,} training images, on {args.n} test images; "
-        "known pixels are kept. PSNR of the whole image; features are EfficientNet's, their "
-        "distance to the true image's. "
-        + (f"On pairs: {paired.images_seen:,} images." if paired is not None else ""),
-    ]
-    write_text(RESULTS / f"restoration_{args.name}.md", "\n".join([*head, *lines, ""]))
-
-
-HEADER = ["| | PSNR, dB | features | s an image |", "|---|---:|---:|---:|"]
+    model = load(args.run, device=args.device)
+    paired = load(args.paired, device=args.device) if args.paired else None
+    pairs = check_pairs(paired, args.softness) if paired is not None else ""
+    x0 = images(args.data, args.n)
+    args.n = len(x0)
+    settings = {
+        "data": args.data.name, "n": args.n, "steps": args.steps, "softness": args.softness,
+        "device": args.device,
+    }  # fmt: skip
+    rows = Rows(
+        args.results / f"restoration_{args.name}.json",
+        settings,
+        efficientnet_features().to(torch.device(args.device)),
+        args.device,
+    )
+    damages = [clouded(x0, cover, args.softness) for cover in (0.1, 0.3, 0.6)]
+    for damage in [*damages, scattered(x0, 0.25)]:
+        measure(rows, damage, model, paired, args)
+    if args.few:
+        by_method(rows, clouded(x0[: args.few], 0.3, args.softness), model, args)
+    thin = sum(damage.thin for damage in damages) / len(damages)
+    lines = head(args, about, model, paired, pairs, thin)
+    for table, found in rows.tables.items():
+        lines += ["", f"## {table}", "", *HEADER]
+        lines += [line(name, row) for name, row in found.items()]
+    where = args.results / f"restoration_{args.name}.md"
+    write_text(where, "\n".join([*lines, ""]))
+    print(where)
 
 
 if __name__ == "__main__":

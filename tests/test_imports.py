@@ -30,7 +30,7 @@ ROWS = [
     {"cli", "studio"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
-WITHIN_A_ROW = {("codec", "likelihood"), ("cli", "studio")}
+WITHIN_A_ROW = {("codec", "likelihood"), ("cli", "studio"), ("guidance", "denoiser")}
 # These know arrays and files; of the library only row 1.
 ARRAYS_AND_FILES = ROWS[5]
 WORDS_OF_THE_LADDER = {"eps", "abar", "alphabar", "beta", "betas", "timestep", "timesteps"}

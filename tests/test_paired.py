@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from recipe_helpers import QUIET, assert_same_run, small
+from recipe_helpers import QUIET, assert_same_run, pixels, small
 from sfumato.cli import main
 from sfumato.data.arrays import InMemory
 from sfumato.data.images import Images, Subset, UnreadableImageError
@@ -542,3 +542,27 @@ def test_a_run_on_pairs_is_measured_and_reported(tmp_path: Path, data: Path) -> 
     page = run.write_report().read_text()
     assert "sfumato restore" in page
     assert "--condition image" in page
+
+
+def test_evaluate_says_how_a_model_of_pairs_is_measured_and_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for half in ("input", "target"):
+        for i, image in enumerate(pixels((3, 12, 12), 3, seed=len(half))):
+            path = tmp_path / "pairs" / half / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    config = DataConfig(data="pairs", test="pairs", condition="image")
+    run = Run.open(RunConfig(small("edm-tiny"), config, QUIET), tmp_path / "run")
+    for _ in run.steps():
+        pass
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    commands = re.findall(r"sfumato ((?:restore|evaluate) [^;\n]+)", told)
+    assert commands.pop(0) == "restore RUN IMAGE"
+    assert [command.split()[0] for command in commands] == ["restore", "evaluate"]
+    for command in commands:
+        fast = [*command.split(), "--threads", "1"]
+        assert main([*fast, "--steps", "2"] if fast[0] == "restore" else fast) == 0
+    assert "PSNR" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from torch import Tensor
 from likelihood_helpers import Known
 from oracles import GaussianOracle, Mixture
 from sfumato import noise_for, sample
+from sfumato.denoiser import Counted
 from sfumato.noise import F64, karras
 from sfumato.protocols import Solver
 from sfumato.restoration import (
@@ -159,6 +160,17 @@ def test_daps_with_the_networks_covariance_converges_to_the_posterior(name: str)
     assert found[1][0] < 4 / count**0.5
     assert found[1][1] < 0.17
     assert found[0][1] > 2.5 * found[1][1]
+
+
+@pytest.mark.parametrize("walk", [1, 3])
+def test_daps_asks_the_network_once_at_x_and_once_a_step_below(walk: int) -> None:
+    measured = measurement(OPERATORS["mask"])
+    x = torch.zeros(2, SIZE, dtype=F64)
+    counted = Counted(known(prior()))
+    daps = DAPS(measured, DDIM(1.0), walk, MomentMatching(rounds=3))
+    steps = list(sample(counted, daps, karras(2), x, noise_for(0, 2)))
+    # The last step's walk down has one level only.
+    assert counted.evaluations == (len(steps) - 1) * walk + 1
 
 
 METHODS: dict[str, Callable[[int], Method]] = {

@@ -62,7 +62,7 @@ def known(oracle: Denoise) -> Known:
 
 def windowed(oracle: Denoise, size: int, stride: int, batch: int = 16) -> Windowed:
     one = known(oracle)
-    return Windowed(lambda windows: one, one, (size, size), (stride, stride), batch)
+    return Windowed(one, lambda windows: one, (size, size), (stride, stride), batch)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -123,7 +123,7 @@ def test_each_window_is_asked_about_by_its_row_place_and_level() -> None:
         asked.extend(windows)
         return Checked(field, LOW, HIGH, 1.0, windows=windows)
 
-    model = Windowed(ask, known(field), (SIDE, SIDE), (8, 8), batch=4)
+    model = Windowed(known(field), ask, (SIDE, SIDE), (8, 8), batch=4)
     together = model(x, levels).mean
     assert len(set(asked)) == len(asked) == 3 * 2 * 3
     for row in range(3):
@@ -241,7 +241,7 @@ def drawing_of(field: Field, form: PixelFormat, count: int) -> Drawing:
         solver=lambda sampler: DDIM(1.0),
         bound=lambda seeds, label, **rest: known(field),
     )
-    return Drawing(cast("Model", model), How(answers=count, rounds=2), SamplerConfig())
+    return Drawing(cast("Model", model), How(answers=count, rounds=2), SamplerConfig(batch=1))
 
 
 def test_parts_agree_with_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sfumato.denoiser import Wrapped
 from sfumato.diffusion import expand
 from sfumato.gaussian import Gaussian
 from sfumato.noise import NoiseRange
@@ -15,40 +16,20 @@ from sfumato.protocols import Denoiser, is_paired
 
 
 @dataclass(frozen=True)
-class Guided:
-    """A conditional denoiser pushed away from an unconditional or a weaker one (see `guide`).
+class Guided(Wrapped):
+    """A conditional denoiser, `inner`, pushed away from an unconditional or a weaker one (`guide`).
 
     Where both are one network under two conditions, one call of twice the batch answers for both.
     """
 
-    conditional: Denoiser
     unconditional: Denoiser
     scale: float
     low: float = 0.0
     high: float = math.inf
 
-    @property
-    def range(self) -> NoiseRange:
-        """As the conditional denoiser's."""
-        return self.conditional.range
-
-    @property
-    def prior(self) -> Gaussian:
-        """As the conditional denoiser's."""
-        return self.conditional.prior
-
-    @property
-    def decoder_var(self) -> Tensor | None:
-        """As the conditional denoiser's."""
-        return self.conditional.decoder_var
-
     def on(self, sigmas: Tensor) -> Guided:
         """Rebind both denoisers."""
-        return replace(
-            self,
-            conditional=self.conditional.on(sigmas),
-            unconditional=self.unconditional.on(sigmas),
-        )
+        return replace(super().on(sigmas), unconditional=self.unconditional.on(sigmas))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
         """Return the guided distribution, each image by its own sigma; var is the conditional's.
@@ -57,7 +38,7 @@ class Guided:
         """
         inside = (sigma > self.low) & (sigma <= self.high)
         if self.scale == 1 or not inside.any():
-            return self.conditional(x, sigma)
+            return self.inner(x, sigma)
         given, free = self._both(x, sigma)
         if given.mean.shape != free.mean.shape:
             raise ValueError(
@@ -68,11 +49,11 @@ class Guided:
         return Gaussian(torch.where(expand(inside, x) > 0, mean, given.mean), given.var)
 
     def _both(self, x: Tensor, sigma: Tensor) -> tuple[Gaussian, Gaussian]:
-        if is_paired(self.conditional):
-            answers = self.conditional.beside(self.unconditional, x, sigma)
+        if is_paired(self.inner):
+            answers = self.inner.beside(self.unconditional, x, sigma)
             if answers is not None:
                 return answers
-        return self.conditional(x, sigma), self.unconditional(x, sigma)
+        return self.inner(x, sigma), self.unconditional(x, sigma)
 
 
 def guide(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from sfumato.cli.parse import duration, free_folder, parse
+from sfumato.cli.restore_inputs import listed, partner
 from sfumato.cli.sampler_options import SamplerOptions
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.restoring.names import MethodName
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class RestoreOptions:
     sampler: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(
         default_factory=SamplerOptions
     )
-    """Sampler; DDIM with eta 1, 18 steps, if not given."""
+    """Sampler; DDIM with eta 1, 18 steps, if not given; --batch is of answers to one image, 1."""
     force: bool = False
     """Replace files that are there."""
     device: str = "auto"
@@ -101,13 +103,15 @@ def run(arguments: Sequence[str]) -> int:
         options.method, options.n, options.seed, options.rounds, options.times, options.walk,
         options.overlap,
     )  # fmt: skip
-    images = _listed(options.images)
+    images = listed(options.images)
     single = _single(options, images)
     set_threads(options.threads)
     model = load(options.run, device=pick_device(options.device))
     for note in model.notes:
         print(f"note: {note}")
-    usual = model.recipe.sampler if model.condition else usual_sampler(model.recipe.sampler)
+    usual = usual_sampler(model.recipe.sampler)
+    if model.condition is not None:
+        usual = replace(model.recipe.sampler, batch=usual.batch)
     drawing = Drawing(model, how, options.sampler.over(usual), options.class_)
     out = options.out or free_folder(model.run / "restored" / images[0].stem)
     if single and out.suffix.lower() == ".png" and _png_instead(model) != ".png":
@@ -123,37 +127,76 @@ def run(arguments: Sequence[str]) -> int:
     found = _all(options, drawing, task, images, out, single)
     taken = time.perf_counter() - start
     answers = "" if how.answers == 1 else f", {how.answers} answers each"
-    print(f"{_counted(len(images), 'image')}{answers}, in {duration(taken)}")
+    print(f"{_counted(len(found), 'image')}{answers}, in {duration(taken)}")
     _tell_scores(found)
+    if not found:
+        raise DataError(f"none of {_counted(len(images), 'image')} could be restored")
     if single:
         print(f"restored: {out}")
         return 0
     page = _page(options, model, drawing, found, out, taken)
     print(f"page: {page}")
     print(f"restored: {out}")
-    return 0
+    left = len(images) - len(found)
+    if left:
+        print(
+            f"sfumato restore: {left} of {_counted(len(images), 'image')} could not be restored",
+            file=sys.stderr,
+        )
+    return 1 if left else 0
 
 
 def _all(
     options: RestoreOptions, drawing: Drawing, task: Task, images: list[Path], out: Path,
     single: bool,
 ) -> list[Done]:  # fmt: skip
+    """Restore image by image, leaving out those of several that turn out to be unusable."""
     from tqdm import tqdm
 
     from sfumato.recipes.restoring import restore
 
     found: list[Done] = []
     every = [_given(options, path, images) for path in images]
-    with tqdm(total=len(images), unit="image", bar_format=_BAR) as bar:
+    _check_all(drawing, task, images, every)
+
+    def tick(share: float) -> None:
+        bar.update(min(share, bar.total - bar.n))  # rounding may add up to more
+
+    bar = tqdm(total=len(images), unit="image", bar_format=_BAR, leave=False)
+    with bar:
         for place, path in enumerate(images):
             name = (lambda _, out=out: out) if single else _names(out, path, drawing.model)
-            done = restore(drawing, task, path, every[place], name, bar.update)
-            bar.n = place + 1
-            bar.refresh()
+            try:
+                done = restore(drawing, task, path, every[place], name, tick)
+            except (DataError, ConfigError, ValueError, FloatingPointError, OSError) as error:
+                if len(images) == 1 or (isinstance(error, ConfigError) and place == 0):
+                    raise
+                bar.write(f"sfumato restore: {path.name} is left out: {error}", sys.stderr)
+                continue
+            finally:
+                bar.n = place + 1
+                bar.refresh()
             found.append(done)
             if done.notes:
-                tqdm.write(f"{path.name}: {'; '.join(done.notes)}")
+                bar.write(f"{path.name}: {'; '.join(done.notes)}")
     return found
+
+
+def _check_all(drawing: Drawing, task: Task, images: list[Path], every: list[Given]) -> None:
+    """Say everything that headers tell against the images before anything is written."""
+    from sfumato.recipes.restoring import check
+
+    problems: list[DataError | ConfigError] = []
+    for path, given in zip(images, every, strict=True):
+        try:
+            check(drawing, task, path, given)
+        except (DataError, ConfigError) as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        told = "; ".join(map(str, problems[:5])) + ("; ..." if problems[5:] else "")
+        raise DataError(f"{len(problems)} of {_counted(len(images), 'image')} do not fit: {told}")
 
 
 _BAR = "{l_bar}{bar}| {n:.2f}/{total} images [{elapsed}, {remaining} left]"
@@ -163,50 +206,12 @@ def _given(options: RestoreOptions, path: Path, images: list[Path]) -> Given:
     from sfumato.recipes.restoring import Given
 
     return Given(
-        _partner(options.mask, path, "--mask", len(images)),
+        partner(options.mask, path, "--mask", len(images)),
         options.nodata,
         options.channels,
         options.noise,
-        _partner(options.truth, path, "--truth", len(images)),
+        partner(options.truth, path, "--truth", len(images)),
     )
-
-
-def _partner(given: Path | None, path: Path, option: str, count: int) -> Path | None:
-    """The file of a folder that has an image's name; a file is for all."""
-    if given is None or not given.is_dir():
-        if given is not None and not given.exists():
-            raise ConfigError(f"{option} {given} does not exist")
-        if given is not None and count > 1 and option == "--truth":
-            raise ConfigError(f"{option} is one file, and there are {count} images: give a folder")
-        return given
-    there = [one for one in sorted(given.iterdir()) if one.stem == path.stem]
-    if len(there) != 1:
-        raise ConfigError(
-            f"{option} {given}: expected one file named {path.stem}.*, got {len(there)}"
-        )
-    return there[0]
-
-
-def _listed(given: Sequence[Path]) -> list[Path]:
-    """Files, and those in folders."""
-    found: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.is_file() and p.name[0] != "."]
-            if not inside:
-                raise ConfigError(f"{path} holds no images")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise ConfigError(f"{path} does not exist")
-    if not found:
-        raise ConfigError("give images: sfumato restore RUN IMAGE --mask MASK")
-    stems = [path.stem for path in found]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two images are called {twice}: restore them one after another")
-    return found
 
 
 def _single(options: RestoreOptions, images: list[Path]) -> bool:
@@ -286,6 +291,7 @@ def _page(
         "method": method,
         "sampler": f"{config.solver}, {len(drawing.grid()) - 1} steps",
         "answers": f"{drawing.how.answers}, from seed {drawing.how.seed}",
+        "answers at once": f"{config.batch}",
         "images": str(len(found)),
         "time": duration(taken),
     }

@@ -23,6 +23,9 @@ TIFFS = (".tif", ".tiff")
 
 _METADATA, _NODATA, _ORIENTATION = 42112, 42113, 274
 _TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 50844, _METADATA, _NODATA)
+_SCALE, _TIES, _MATRIX, _KEYS, _POLYNOMIALS = 33550, 33922, 34264, 34735, 50844
+_NUMBERS = (_SCALE, _TIES, _MATRIX, _POLYNOMIALS)
+_RASTER_TYPE = 1025
 _ASCII = 2
 
 Tag = tuple[int, int, int, Any]
@@ -47,6 +50,38 @@ class GeoReference:
     def of_values(self) -> GeoReference:
         """What of it holds for any window of the image: the nodata value."""
         return GeoReference(tuple(tag for tag in self.tags if tag[0] == _NODATA), self.nodata)
+
+    def enlarged(self, factor: int) -> GeoReference:
+        """The place of the same image with so many times the pixels a side."""
+        shift = 0.5 if self._of_points() else 0.0
+
+        def pixel(at: float) -> float:  # where a place lies, counted in the smaller pixels
+            return (at + shift) * factor - shift
+
+        tags: list[Tag] = []
+        for code, kind, count, value in self.tags:
+            numbers = list(value) if code in _NUMBERS else []
+            if code == _SCALE:
+                numbers[:2] = [number / factor for number in numbers[:2]]
+            elif code == _TIES:
+                for first in range(0, len(numbers), 6):
+                    numbers[first : first + 2] = map(pixel, numbers[first : first + 2])
+            elif code == _MATRIX:
+                back = shift / factor - shift
+                for row in range(0, 12, 4):
+                    numbers[row + 3] += back * (numbers[row] + numbers[row + 1])
+                    numbers[row : row + 2] = [n / factor for n in numbers[row : row + 2]]
+            elif code == _POLYNOMIALS:  # line and sample: offsets of pixel centres, and scales
+                numbers[2:4] = [(n + 0.5) * factor - 0.5 for n in numbers[2:4]]
+                numbers[7:9] = [n * factor for n in numbers[7:9]]
+            tags.append((code, kind, count, tuple(numbers) if numbers else value))
+        return GeoReference(tuple(tags), self.nodata)
+
+    def _of_points(self) -> bool:
+        """Whether places are told of pixels' centres (GTRasterTypeGeoKey: RasterPixelIsPoint)."""
+        keys = next((list(value) for code, _, _, value in self.tags if code == _KEYS), [])
+        entries = (keys[i : i + 4] for i in range(4, len(keys), 4))
+        return any(entry[0] == _RASTER_TYPE and entry[3] == 2 for entry in entries)
 
     def of_place(self) -> GeoReference:
         """What of it holds for other pixels at the same place: neither nodata nor any band's."""

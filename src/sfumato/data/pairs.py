@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sfumato.data.files import image_names
 from sfumato.data.images import Images, Indices, Subset, digest
 from sfumato.data.pixels import PixelFormat
 from sfumato.data.shaping import Fit
-from sfumato.data.sources import open_images
+from sfumato.data.sources import Opening
 from sfumato.errors import DataError
 
 INPUT, TARGET = "input", "target"
@@ -137,46 +138,35 @@ def open_pairs(
     the targets, input_range and input_channels the inputs. Raises DataError where a side is
     missing, where files have no partner, or where the sides differ in height or width.
     """
+    opening = Opening(size, fit, alpha, value_range, layout, labels, channels)
+    return pairs_of(path, opening, input_range, input_channels)
+
+
+def pairs_of(
+    path: str | Path,
+    opening: Opening,
+    input_range: tuple[float, float] | None = None,
+    input_channels: int | None = None,
+) -> Pairs:
+    """The pairs of a folder, its targets opened so; see `open_pairs`."""
     where = Path(path)
     suffix = _kind(where)
     sides = [where / f"{side}{suffix}" for side in (INPUT, TARGET)]
+    ours = replace(opening, value_range=input_range, channels=input_channels, labels=False)
     try:
-        inputs = open_images(
-            sides[0],
-            size=size,
-            fit=fit,
-            alpha=alpha,
-            value_range=input_range,
-            layout=layout,
-            channels=input_channels,
-        )
+        inputs = ours.images(sides[0])
     except DataError as error:
         advice = str(error).replace("--value-range", "--input-range")
         raise DataError(advice.replace("--channels", "--input-channels")) from error
-    targets = open_images(
-        sides[1],
-        size=size,
-        fit=fit,
-        alpha=alpha,
-        value_range=value_range,
-        layout=layout,
-        labels=labels,
-        channels=channels,
-    )
+    targets = opening.images(sides[1])
     if not suffix:
         inputs, targets = _partners(where, inputs, targets)
     pairs = Pairs(inputs, targets, str(path))
     pairs.opened = {
         "path": str(where.resolve()),
         "condition": "image",
-        "size": size,
-        "fit": fit,
-        "alpha": alpha,
-        "value_range": value_range,
+        **vars(opening),
         "input_range": input_range,
-        "layout": layout,
-        "labels": labels,
-        "channels": channels,
         "input_channels": input_channels,
     }
     return pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.data.arrays import InMemory, Layout, open_npy, open_npz
@@ -17,9 +18,33 @@ from sfumato.data.reader import as_arrays
 from sfumato.data.shaping import Fit
 from sfumato.errors import DataError
 
-__all__ = ["Images", "InMemory", "Subset", "as_arrays", "class_names", "open_images"]
+__all__ = ["Images", "InMemory", "Opening", "Subset", "as_arrays", "class_names", "open_images"]
 
 BUILTIN = ("fashion-mnist:train", "fashion-mnist:test")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How images are opened, wherever they lie; what each means says `open_images`."""
+
+    size: tuple[int, int] | None = None
+    fit: Fit = "crop"
+    alpha: Alpha = "drop"
+    value_range: tuple[float, float] | None = None
+    layout: Layout | None = None
+    labels: bool = False
+    channels: int | None = None
+
+    def images(self, path: str | Path) -> Images:
+        """The images there; raises what `open_images` does."""
+        where = Path(path)
+        shaping = Shaping(self.size, self.fit, self.alpha, self.channels, self.value_range)
+        images = _open(str(path), shaping, self.layout, self.labels)
+        images.opened = {
+            "path": str(where.resolve()) if where.exists() else str(path),
+            **vars(self),
+        }
+        return images
 
 
 def open_images(
@@ -45,20 +70,7 @@ def open_images(
     Raises DataError when there is nothing usable, naming what was expected and found, and
     MissingExtraError when a file needs tifffile or imagecodecs.
     """
-    where = Path(path)
-    shaping = Shaping(size, fit, alpha, channels, value_range)
-    images = _open(str(path), shaping, layout, labels)
-    images.opened = {
-        "path": str(where.resolve()) if where.exists() else str(path),
-        "size": size,
-        "fit": fit,
-        "alpha": alpha,
-        "value_range": value_range,
-        "layout": layout,
-        "labels": labels,
-        "channels": channels,
-    }
-    return images
+    return Opening(size, fit, alpha, value_range, layout, labels, channels).images(path)
 
 
 def class_names(

@@ -62,14 +62,17 @@ class Windows(ABC):
         """Release the file."""
 
 
-def open_windows(path: Path) -> Windows:
-    """Open one image file; UnreadableImageError, DataError or OSError where that fails."""
-    opened = _opened(path)
+def open_windows(path: Path, *, last: bool = False) -> Windows:
+    """Open one image file; UnreadableImageError, DataError or OSError where that fails.
+
+    `last`: a .npy of three axes is [H, W, C], not [C, H, W].
+    """
+    opened = _opened(path, last)
     opened.name = str(path)
     return opened
 
 
-def _opened(path: Path) -> Windows:
+def _opened(path: Path, last: bool) -> Windows:
     suffix = path.suffix.lower()
     if suffix == ARRAY:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -77,6 +80,8 @@ def _opened(path: Path) -> Windows:
             raise DataError(
                 f"{path}: expected one image as [C, H, W] or [H, W], got shape {array.shape}"
             )
+        if array.ndim == 3 and last:
+            return _Array(np.moveaxis(array, -1, 0))
         return _Array(array[None] if array.ndim == 2 else array)
     if suffix in TIFFS:
         try:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sfumato.data.images import Images, Subset
 from sfumato.data.loader import one_pass
-from sfumato.data.pairs import holds_pairs, open_pairs
-from sfumato.data.sources import open_images
+from sfumato.data.pairs import holds_pairs, pairs_of
+from sfumato.data.sources import Opening
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.run_config import DataConfig
 from sfumato.training.statistics import measure_sigma_data
@@ -27,34 +27,18 @@ def open_data(config: DataConfig, path: str) -> Images:
             "this run's images were made or opened by Python code, in a way that its config.toml "
             "cannot tell: go on from Python, with sfumato.train(..., resume=True)"
         )
+    opening = Opening(
+        config.size, config.fit, config.alpha, config.value_range, config.layout, config.classes,
+        config.channels,
+    )  # fmt: skip
     if config.condition == "image":
-        return open_pairs(
-            path,
-            size=config.size,
-            fit=config.fit,
-            alpha=config.alpha,
-            value_range=config.value_range,
-            input_range=config.input_range,
-            layout=config.layout,
-            labels=config.classes,
-            channels=config.channels,
-            input_channels=config.input_channels,
-        )
+        return pairs_of(path, opening, config.input_range, config.input_channels)
     if config.input_range is not None or config.input_channels is not None:
         raise ConfigError(
             "--input-range and --input-channels are for pairs of images: add --condition image, "
             "or leave them out"
         )
-    return open_images(
-        path,
-        size=config.size,
-        fit=config.fit,
-        alpha=config.alpha,
-        value_range=config.value_range,
-        layout=config.layout,
-        labels=config.classes,
-        channels=config.channels,
-    )
+    return opening.images(path)
 
 
 def remark(config: DataConfig) -> str | None:

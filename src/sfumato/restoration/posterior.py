@@ -178,7 +178,8 @@ class DPS:
 
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean with the gradient's step taken."""
-        mean, pull = linearised(denoise, x, sigma)
+        x0, pull = linearised(denoise, x, sigma)
+        mean = x0.mean
         trust = 1 / (1 + measured.std**2 / spread(sigma, x, self.data_std))
         return mean + self.zeta * trust * pull(measured.operator.adjoint(measured.rest(mean)))
 
@@ -196,7 +197,8 @@ class PiGDM:
 
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean with the gradient's step taken."""
-        mean, pull = linearised(denoise, x, sigma)
+        x0, pull = linearised(denoise, x, sigma)
+        mean = x0.mean
         floor = measured.std**2 / spread(sigma, x, self.data_std)
         rest = solve(measured.operator, measured.rest(mean), torch.ones_like(floor), floor)
         return mean + pull(measured.operator.adjoint(rest))
@@ -222,8 +224,8 @@ class MomentMatching:
 
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean with sigma^2 times the gradient added."""
-        mean, pull = linearised(denoise, x, sigma)
-        return mean + self.step(pull, measured, sigma, measured.rest(mean))
+        x0, pull = linearised(denoise, x, sigma)
+        return x0.mean + self.step(pull, measured, sigma, measured.rest(x0.mean))
 
     def step(
         self,
@@ -246,17 +248,17 @@ class MomentMatching:
 
 def linearised(
     denoise: Denoise, x: Tensor, sigma: Tensor
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return D(x) and v -> J' v, J being its Jacobian at x, image by image."""
+) -> tuple[Gaussian, Callable[[Tensor], Tensor]]:
+    """Return D(x), without gradient, and v -> J' v, J being its Jacobian at x, image by image."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        mean = denoise(leaf, sigma).mean
+        x0 = denoise(leaf, sigma)
 
     def pull(v: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(mean, leaf, v, retain_graph=True)
+        (out,) = torch.autograd.grad(x0.mean, leaf, v, retain_graph=True)
         return out
 
-    return mean.detach(), pull
+    return Gaussian(x0.mean.detach(), x0.var.detach()), pull
 
 
 def _pseudo(operator: Operator, y: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sfumato.denoiser import Wrapped
 from sfumato.gaussian import Gaussian
-from sfumato.noise import F64, NoiseRange
+from sfumato.noise import F64
 from sfumato.protocols import Denoiser
 from sfumato.randomness import Noise, Purpose, derive_seed
 
@@ -35,17 +36,18 @@ class Ask(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Windowed:
+class Windowed(Wrapped):
     """A denoiser of images of any size, at least `size`, by overlapping windows of that size.
 
     Windows lie at multiples of `stride`, and at the far borders; their means are averaged with
     weights that fall towards the borders (Bar-Tal et al. 2023, "MultiDiffusion", eq. 4, for D).
-    At most `batch` windows are asked about at once. The variance is 0: only the mean is modelled.
-    Raises ValueError for a stride outside 1..size and, when called, for smaller images.
+    At most `batch` windows are asked about at once, of one image, so that what is beside it in a
+    batch changes nothing. The variance is 0: only the mean is modelled.
+    `inner` is one of single windows: what it tells of itself is told. Raises ValueError for a
+    stride outside 1..size and, when called, for smaller images.
     """
 
     ask: Ask
-    like: Denoiser
     size: tuple[int, int]
     stride: tuple[int, int]
     batch: int = 16
@@ -54,25 +56,10 @@ class Windowed:
         if not all(1 <= step <= side for step, side in zip(self.stride, self.size, strict=True)):
             raise ValueError(f"a stride goes from 1 to the window's {self.size}: {self.stride}")
 
-    @property
-    def range(self) -> NoiseRange:
-        """As the windows' denoiser's."""
-        return self.like.range
-
-    @property
-    def prior(self) -> Gaussian:
-        """As the windows' denoiser's."""
-        return self.like.prior
-
-    @property
-    def decoder_var(self) -> Tensor | None:
-        """As the windows' denoiser's."""
-        return self.like.decoder_var
-
     def on(self, sigmas: Tensor) -> Windowed:
         """Rebind the windows' denoiser."""
         ask = self.ask
-        return replace(self, like=self.like.on(sigmas), ask=lambda windows: ask(windows).on(sigmas))
+        return replace(super().on(sigmas), ask=lambda windows: ask(windows).on(sigmas))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Gaussian:
         """Return the averaged mean [B, C, H, W]; sigma [] or [B]."""
@@ -81,14 +68,17 @@ class Windowed:
             places(whole, side, step)
             for whole, side, step in zip(x.shape[-2:], self.size, self.stride, strict=True)
         )
-        windows = [Window(r, t, c) for r in range(len(x)) for t in tops for c in lefts]
+        corners = [(top, left) for top in tops for left in lefts]
+        windows = [
+            [Window(row, *corner) for corner in corners[first : first + self.batch]]
+            for row in range(len(x))
+            for first in range(0, len(corners), self.batch)
+        ]
         total = torch.zeros_like(x)
         weight, sums = self._weight(x), torch.zeros_like(x[0, 0])
-        for top in tops:
-            for left in lefts:
-                sums[top : top + height, left : left + width] += weight
-        for first in range(0, len(windows), self.batch):
-            part = windows[first : first + self.batch]
+        for top, left in corners:
+            sums[top : top + height, left : left + width] += weight
+        for part in windows:
             cut = torch.stack(
                 [x[w.row, :, w.top : w.top + height, w.left : w.left + width] for w in part]
             )

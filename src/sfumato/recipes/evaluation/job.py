@@ -103,10 +103,17 @@ def of_run(
     """
     device = own_device(device)
     model = which if isinstance(which, Model) else load(which, weights=weights, device=device)
-    model.refuse_condition()
     run = model.run
     assert model.path is not None
     config = config_of(run)
+    if model.condition is not None:
+        pairs = (config.data.test if config else "") or "PAIRS"
+        raise ConfigError(
+            f"this model needs images to start from ({model.condition.describe()}): use "
+            "sfumato restore RUN IMAGE; to measure what it makes of test pairs: "
+            f"sfumato restore {run} {pairs}/input -o RESTORED; "
+            f"sfumato evaluate RESTORED {pairs}/target --metrics fd psnr"
+        )
     how = opening(config.data if config else DataConfig(size=model.format.shape[1:]))
     known = [
         ("test images", test, config.data.test if config else "", "--data"),

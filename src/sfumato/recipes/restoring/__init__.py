@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfumato.recipes.restoring.checks import check
     from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
     from sfumato.recipes.restoring.drawing import Drawing
     from sfumato.recipes.restoring.how import How, usual_sampler
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sfumato.recipes.restoring.work import Done, Given, restore
 
 _WHERE = {
+    "checks": ("check",),
     "damaged": ("Damaged", "read_damaged", "write_restored"),
     "drawing": ("Drawing",),
     "how": ("How", "usual_sampler"),
@@ -35,6 +37,7 @@ __all__ = [
     "SceneWriter",
     "Shown",
     "Task",
+    "check",
     "read_damaged",
     "restore",
     "scores",

@@ -16,7 +16,13 @@ from sfumato.data.geo import TIFFS, GeoReference, read_geo, write_geotiff
 from sfumato.data.pixels import PixelFormat, from_model
 from sfumato.data.save import save_image
 from sfumato.files import write_bytes
-from sfumato.recipes.restoring.unknown import plan_reading, read_mask, reading_file, tag_nodata
+from sfumato.recipes.restoring.unknown import (
+    channels_last,
+    plan_reading,
+    read_mask,
+    reading_file,
+    tag_nodata,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +32,7 @@ class Damaged:
     x: float32 [C, H, W] in [-1, 1], 0 where unknown. known: bool [1, H, W], or [C, H, W] where the
     channels differ. format: the model's, with this image's height and width. geo: where a TIFF lies
     on Earth; None without such tags. raw: [C, H, W] of format.dtype as stored, 0 where unknown;
-    None for an image that was not read from a file.
+    None for an image that was not read from a file. last: whether it was an array [H, W, C].
     """
 
     x: Tensor
@@ -35,6 +41,7 @@ class Damaged:
     format: PixelFormat
     geo: GeoReference | None = None
     raw: NDArray[Any] | None = None
+    last: bool = False
 
     @property
     def share(self) -> float:
@@ -85,30 +92,44 @@ def read_damaged(
     Unknown is what any of these says: a `mask` image of the same size, where it is not black; an
     alpha channel that the model lacks, where it is not fully opaque (below 255, 65535 or 1.0); NaN;
     and, value by value, `nodata`, else the TIFF's own GDAL_NODATA. `channels` converts grey and RGB
-    into each other. EXIF orientation is applied, so a mask is drawn on the image as it is seen.
+    into each other. EXIF orientation is applied, so a mask is drawn on the image as it is seen. A
+    .npy is [H, W], [C, H, W] or [H, W, C], by the model's channels.
     Raises DataError for another channel count, depth or value range than the model's, a mask of
     another size, a nodata value no pixel can have, and files that cannot be read.
     """
     path = Path(path)
+    last = channels_last(path, form, channels)
 
     def headers(stream: BinaryIO) -> tuple[Header, int]:
         kept = read_header(stream, str(path), "keep")
         stream.seek(0)
         return kept, read_header(stream, str(path), "drop").channels
 
-    kept, without_alpha = reading_file(path, headers)
+    kept, without_alpha = reading_file(path, lambda s: headers(_first(s) if last else s))
     reading = plan_reading(str(path), kept, without_alpha, form, channels, nodata)
     geo = reading_file(path, lambda _: read_geo(path))
     if nodata is None and geo is not None:
         reading = replace(reading, nodata=tag_nodata(form, geo.nodata))
     masked = read_mask(Path(mask), (kept.height, kept.width), path.name) if mask else None
     with np.errstate(over="ignore"):
-        stored = reading_file(path, lambda s: decode(s, str(path), "keep", finite=False))
+        stored = reading_file(
+            path,
+            lambda s: decode(_first(s) if last else s, str(path), "keep", finite=False),
+        )
     raw, x, known = reading(stored, masked)
     if geo is not None:
         geo = bands_kept(geo, len(stored) - reading.alpha, form)
     own = replace(form, height=raw.shape[1], width=raw.shape[2])
-    return Damaged(x, known, path.name, own, geo, raw)
+    return Damaged(x, known, path.name, own, geo, raw, last)
+
+
+def _first(stream: BinaryIO) -> BinaryIO:
+    """An array [H, W, C] as one [C, H, W]."""
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    moved = io.BytesIO()
+    np.save(moved, np.moveaxis(array, -1, 0))
+    moved.seek(0)
+    return moved
 
 
 def bands_kept(geo: GeoReference, colours: int, form: PixelFormat) -> GeoReference:

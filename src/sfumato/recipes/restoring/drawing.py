@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from sfumato.restoration import Measured
 from sfumato.restoration.windows import PlacedNoise, Window, Windowed
 from sfumato.sampling import sample, start_from_prior
 
-Tick = Callable[[int], object]
+Tick = Callable[[float], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,6 @@ class Drawing:
         share = 1 - self.how.overlap
         return max(1, round(share * high)), max(1, round(share * wide))
 
-    def noise(self, origin: tuple[int, int] | None = None) -> Noise:
-        """Return the answers' noise; of a part of a scene by its place."""
-        seeds = tuple(range(self.how.seed, self.how.seed + self.how.answers))
-        return Noise(seeds) if origin is None else PlacedNoise(seeds, 0, origin)
-
     def draw(
         self,
         shape: tuple[int, int, int],
@@ -75,18 +70,45 @@ class Drawing:
         condition: Tensor | None = None,
         origin: tuple[int, int] | None = None,
         start: tuple[Tensor, float] | None = None,
-        tick: Tick = lambda n: None,
+        tick: Tick = lambda share: None,
     ) -> Tensor:
         """Return answers [answers, C, H, W] in [-1, 1] to what was measured of one image.
 
         `condition` [K, H, W] in [-1, 1] is what a model trained on pairs starts from. `origin` is
         the place of a scene's part. `start` is x [C, H, W] and its noise level, where the walk
-        begins there rather than from noise. `tick` is told of every step. Raises ConfigError for
-        an image smaller than the model's.
+        begins there rather than from noise. `tick` is told of every share done. The network is
+        always asked about sampler.batch answers, the last ones being padded, so that the same seed
+        is the same answer for any number of them. Raises ConfigError for an image smaller than the
+        model's.
         """
-        denoise = self._denoiser(shape, condition)
+        seeds = list(range(self.how.seed, self.how.seed + self.how.answers))
+        batch = self.sampler.batch
         grid = self.grid(None if start is None else start[1])
-        noise = self.noise(origin)
+        steps = -(-len(seeds) // batch) * (len(grid) - 1)
+        parts: list[Tensor] = []
+        for first in range(0, len(seeds), batch):
+            part = seeds[first : first + batch]
+            rows = tuple(part + part[-1:] * (batch - len(part)))
+            noise = Noise(rows) if origin is None else PlacedNoise(rows, 0, origin)
+            walk = self._walk(shape, measured, condition, start, grid, noise)
+            x = next(walk)
+            for there in walk:
+                x = there
+                tick(1 / steps)
+            parts.append(x[: len(part)].clamp(-1, 1).cpu())
+        return torch.cat(parts)
+
+    def _walk(
+        self,
+        shape: tuple[int, int, int],
+        measured: Measured | None,
+        condition: Tensor | None,
+        start: tuple[Tensor, float] | None,
+        grid: Tensor,
+        noise: Noise,
+    ) -> Iterator[Tensor]:
+        """Yield x [batch, C, H, W] where it begins, and after every step."""
+        denoise = self._denoiser(shape, condition, noise.seeds)
         solver = self.model.solver(self.sampler)
         if measured is not None:
             denoise, solver = self.how.bend(denoise, solver, measured, noise)
@@ -94,14 +116,12 @@ class Drawing:
         if start is None:
             x = start_from_prior(denoise, grid[0], shape, noise, device=self.model.device)
         else:
-            x = start[0].to(self.model.device).expand(self.how.answers, *shape).float()
+            x = start[0].to(self.model.device).expand(len(noise.seeds), *shape).float()
             # A level of the grid: noise is added up to it.
             gap = max(float(grid[0]) ** 2 - start[1] ** 2, 0.0)
             x = x + gap**0.5 * noise.like(x, Purpose.START)
-        for step in sample(denoise, solver, grid, x, noise):
-            x = step.x
-            tick(1)
-        return x.clamp(-1, 1).cpu()
+        yield x
+        yield from (step.x for step in sample(denoise, solver, grid, x, noise))
 
     def grid(self, highest: float | None = None) -> Tensor:
         """Return the levels that are walked, from the `highest` if one is given."""
@@ -136,7 +156,9 @@ class Drawing:
                 "the model was trained on: enlarge it, or train on smaller images (--size)"
             )
 
-    def _denoiser(self, shape: tuple[int, int, int], condition: Tensor | None) -> Denoiser:
+    def _denoiser(
+        self, shape: tuple[int, int, int], condition: Tensor | None, seeds: Sequence[int]
+    ) -> Denoiser:
         self.check(*shape[1:])
         high, wide = self.window
         height, width = shape[1:]
@@ -147,9 +169,9 @@ class Drawing:
                 cut = torch.stack(
                     [condition[:, w.top : w.top + high, w.left : w.left + wide] for w in windows]
                 )
-            seeds = [self.how.seed + w.row for w in windows]
-            return self.model.bound(seeds, self.label, sampler=self.sampler, images=cut)
+            rows = [seeds[w.row] for w in windows]
+            return self.model.bound(rows, self.label, sampler=self.sampler, images=cut)
 
         if (height, width) == (high, wide):
-            return ask([Window(row, 0, 0) for row in range(self.how.answers)])
-        return Windowed(ask, ask([Window(0, 0, 0)]), (high, wide), self.stride)
+            return ask([Window(row, 0, 0) for row in range(len(seeds))])
+        return Windowed(ask([Window(0, 0, 0)]), ask, (high, wide), self.stride)

@@ -76,5 +76,6 @@ def usual_sampler(config: SamplerConfig) -> SamplerConfig:
     """Return the sampler of a recipe as restoration uses it if nothing else is asked for.
 
     DDIM with fresh noise: what was filled in badly is forgotten, where the flow would keep it.
+    Answers are found one by one, for most are asked for one, and a batch is always a whole one.
     """
-    return replace(sub_sequence(plain(config, "ddim")), eta=1.0, steps=18)
+    return replace(sub_sequence(plain(config, "ddim")), eta=1.0, steps=18, batch=1)

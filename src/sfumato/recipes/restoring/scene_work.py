@@ -131,12 +131,11 @@ def _answers(
     known = seen.known.expand_as(seen.x)
     measured = Measured(Mask(known), seen.x[None], std)
     whole = (bottom - top, right - left) == drawing.window
-    steps = len(drawing.grid()) - 1
     x = drawing.draw(
         (len(seen.x), bottom - top, right - left),
         measured,
         origin=None if whole else (top, left),
-        tick=lambda n: tick(n / steps),
+        tick=tick,
     )
     down, across = part.rows[0] - top, part.columns[0] - left
     return x[:, :, down : down + here.x.shape[1], across : across + here.x.shape[2]]

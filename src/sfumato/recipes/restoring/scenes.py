@@ -21,6 +21,7 @@ from sfumato.errors import DataError
 from sfumato.recipes.restoring.damaged import Damaged, bands_kept
 from sfumato.recipes.restoring.unknown import (
     as_mask,
+    channels_last,
     check_mask_file,
     check_mask_size,
     plan_reading,
@@ -36,7 +37,7 @@ class SceneReader:
 
     format: the model's, with the scene's height and width. geo: where it lies on Earth; None
     without such tags. flat: whether memory stays that of a few windows, as it does for .npy and
-    TIFF; other files are decoded whole on opening.
+    TIFF; other files are decoded whole on opening. last: whether it is an array [H, W, C].
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class SceneReader:
         path = Path(path)
         self.name = path.name
         with ExitStack() as stack:
-            self._image = reading_file(path, lambda _: open_windows(path))
+            self.last = channels_last(path, form, channels)
+            self._image = reading_file(path, lambda _: open_windows(path, last=self.last))
             stack.callback(self._image.close)
             image = self._image
             size = (image.height, image.width)

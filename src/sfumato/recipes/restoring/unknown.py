@@ -221,6 +221,26 @@ def reading_file(path: Path, read: Callable[[BinaryIO], T]) -> T:
         ) from error
 
 
+def channels_last(path: Path, form: PixelFormat, channels: int | None) -> bool:
+    """Whether a .npy image is [H, W, C] rather than [C, H, W], by the channels that are wanted.
+
+    Raises DataError for a shape that could be either.
+    """
+    if path.suffix.lower() != ARRAY:
+        return False
+    shape = reading_file(path, lambda _: np.load(path, mmap_mode="r", allow_pickle=False).shape)
+    if len(shape) != 3:
+        return False
+    wanted = {form.channels} if channels is None else {form.channels, 1, 3}
+    first, last = shape[0] in wanted, shape[2] in wanted
+    if first and last:
+        raise DataError(
+            f"{path}: expected one image [C, H, W] or [H, W, C] of {form.channels} channels, got "
+            f"shape {shape}, which could be either; save it as an image file, such as .tif"
+        )
+    return last
+
+
 def _possible(dtype: str, value: float) -> bool:
     return dtype == "float32" or (value % 1 == 0 and 0 <= value <= np.iinfo(dtype).max)
 

@@ -89,7 +89,7 @@ def _filled(
                 f"{path}: nothing is missing: mark what is, by --mask, transparent pixels, NaN or "
                 "--nodata"
             )
-        notes = [f"{share:.1%} of it was missing"]
+        notes = [*_read_as(scene), f"{share:.1%} of it was missing"]
         if share == 1:
             notes.append("nothing is known of it, so these are samples")
         size = height * width
@@ -128,7 +128,7 @@ def _whole(
         raise ConfigError(f"--noise auto is for images, and {path} is none: give a number")
     known = None if seen is None else seen.known
     std = _std(given.noise, asked.shown, asked.form, known)
-    notes: list[str] = []
+    notes = _read_as(seen)
     start = None
     if task.noise is not None:
         start = asked.y[0], _noise_to_remove(task.noise, path, asked, given)
@@ -136,15 +136,19 @@ def _whole(
     if asked.form.dtype != "float32":  # whole numbers are rounded ones
         std = max(std, 12**-0.5 / _unit(asked.form))
     measured = None if start is not None else Measured(asked.operator, asked.y, std)
-    steps = len(drawing.grid(None if start is None else start[1])) - 1
-    x = drawing.draw(asked.shape, measured, start=start, tick=lambda n: tick(n / steps))
+    x = drawing.draw(asked.shape, measured, start=start, tick=tick)
     like = None
     if seen is not None and seen.geo is not None:
-        if seen.format.shape[1:] == asked.shape[1:]:
-            geo = seen.geo if seen.format == asked.form else seen.geo.of_place()
+        factor = task.enlarge or 1
+        size = (factor * seen.format.height, factor * seen.format.width)
+        if size == asked.shape[1:]:
+            alike = seen.format.channels == asked.form.channels
+            geo = (seen.geo if alike else seen.geo.of_place()).enlarged(factor)
             like = replace(seen, format=asked.form, geo=geo, raw=None)
-        if like is None or not _holds_place(name("")):
-            notes.append(_PLACE_LOST if like else "its georeference, of larger pixels, is lost")
+        if like is None:
+            notes.append("its georeference is lost: what was measured is of another size")
+        elif not _holds_place(name("")):
+            notes.append(_PLACE_LOST)
     return _done(x, asked.form, like, name, path, asked.shown, truth, notes)
 
 
@@ -181,9 +185,8 @@ def _paired(
     drawing.check(height, width)
     form = replace(model.format, height=height, width=width)
     truth = _truth(given, form)
-    steps = len(drawing.grid()) - 1
-    x = drawing.draw(form.shape, None, condition=seen.x, tick=lambda n: tick(n / steps))
-    notes: list[str] = []
+    x = drawing.draw(form.shape, None, condition=seen.x, tick=tick)
+    notes = _read_as(seen)
     if seen.share:
         notes.append(f"{seen.share:.1%} of it is unknown, which the model saw as mid-grey")
     like = None
@@ -192,6 +195,10 @@ def _paired(
         if not _holds_place(name("")):
             notes.append(_PLACE_LOST)
     return _done(x, form, like, name, path, seen.x, truth, notes)
+
+
+def _read_as(seen: Damaged | SceneReader | None) -> list[str]:
+    return ["read as [height, width, channels]"] if seen is not None and seen.last else []
 
 
 _PLACE_LOST = "its georeference is lost: write a .tif to keep it"

@@ -1,0 +1,46 @@
+"""The images that `sfumato restore` is given, and what goes with each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sfumato.errors import ConfigError
+
+
+def partner(given: Path | None, path: Path, option: str, count: int) -> Path | None:
+    """The file of a folder that has an image's name; a file is for all."""
+    if given is None or not given.is_dir():
+        if given is not None and not given.exists():
+            raise ConfigError(f"{option} {given} does not exist")
+        if given is not None and count > 1 and option == "--truth":
+            raise ConfigError(f"{option} is one file, and there are {count} images: give a folder")
+        return given
+    there = [one for one in sorted(given.iterdir()) if one.stem == path.stem]
+    if len(there) != 1:
+        raise ConfigError(
+            f"{option} {given}: expected one file named {path.stem}.*, got {len(there)}"
+        )
+    return there[0]
+
+
+def listed(given: Sequence[Path]) -> list[Path]:
+    """Files, and those in folders."""
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = [p for p in sorted(path.iterdir()) if p.is_file() and p.name[0] != "."]
+            if not inside:
+                raise ConfigError(f"{path} holds no images")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ConfigError(f"{path} does not exist")
+    if not found:
+        raise ConfigError("give images: sfumato restore RUN IMAGE --mask MASK")
+    stems = [path.stem for path in found]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two images are called {twice}: restore them one after another")
+    return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import importlib.util
 import os
 import platform
 import statistics
@@ -309,6 +310,10 @@ def main() -> None:
     size = QUICK if options.quick else FULL
     race = Race(options.device, size, options.minutes, options.out)
     race.say(about(options.device))
+    if not options.no_peers and importlib.util.find_spec("diffusers") is None:
+        options.no_peers = True
+        race.facts.append("diffusers is not installed: ours alone.")
+        race.say(race.facts[-1])
     watch(race)
     race.measure_ceilings()
 

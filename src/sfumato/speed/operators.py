@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from sfumato.speed.timing import synchronize
 
-OPTIMIZER, AVERAGE = "optimizer", "moving average"
 CLASSES: tuple[tuple[str, str], ...] = (
+    ("moving average", r"lerp"),
+    ("optimizer", r"adam|sgd|foreach|vector_norm"),
     ("attention", r"attention|softmax"),
     ("norms", r"norm(?!al)"),
     ("dropout", r"dropout|bernoulli|random_"),
@@ -22,7 +23,6 @@ CLASSES: tuple[tuple[str, str], ...] = (
     ("resampling", r"upsample|avg_pool|interpolate|pad"),
     ("copies", r"copy|clone|contiguous|(^|::)cat|memcpy|memset|fill|zero|stack|index_select"),
     ("random numbers", r"normal|uniform|rand"),
-    ("optimizer", r"adam|sgd|lerp|foreach"),
     (
         "elementwise",
         r"silu|sigmoid|add|mul|div|sub|neg|sqrt|pow|exp|log|where|clamp|sum|mean|"
@@ -31,7 +31,7 @@ CLASSES: tuple[tuple[str, str], ...] = (
 )
 """Class and what its operators' names look like, the first that fits; the rest is "other"."""
 
-_SPANS = {"Optimizer.step": OPTIMIZER, AVERAGE: AVERAGE}
+_OPTIMIZER = "Optimizer.step"
 
 
 def class_of(name: str) -> str:
@@ -42,16 +42,11 @@ def class_of(name: str) -> str:
     return next((c for c, pattern in CLASSES if re.search(pattern, lowered)), "other")
 
 
-def average_span() -> record_function:
-    """Mark, in a `with` statement, what counts as the moving average of the weights."""
-    return record_function(AVERAGE)
-
-
 def shares(call: Callable[[], object], device: torch.device | str = "cpu") -> dict[str, float]:
     """Return the share of the call's operator time that each class takes, largest first.
 
-    The optimizer's own step and the moving average count as such, whatever they consist of. On a
-    GPU it is the time of the kernels. The call is made twice; shares sum to 1.
+    The optimizer's own step counts as such, whatever it consists of. On a GPU it is the time of the
+    kernels. The call is made twice; shares sum to 1.
     """
     cuda = torch.device(device).type == "cuda"
     call()
@@ -64,11 +59,11 @@ def shares(call: Callable[[], object], device: torch.device | str = "cpu") -> di
     spent: Counter[str] = Counter()
     for event in events:
         # Kernels are listed once more by themselves: they count with what launched them.
-        if cuda and event.device_type != torch.autograd.DeviceType.CPU:
+        if cuda and event.device_type.name != "CPU":
             continue
         time = event.self_device_time_total if cuda else event.self_cpu_time_total
         if time > 0:
-            spent[_span(event) or class_of(event.name)] += time
+            spent["optimizer" if _of_optimizer(event) else class_of(event.name)] += time
     return as_shares(spent)
 
 
@@ -81,11 +76,10 @@ def as_shares(spent: Mapping[str, float]) -> dict[str, float]:
     return {name: amount / total for name, amount in ordered}
 
 
-def _span(event: Any) -> str | None:
-    """The class of the marked span that an event lies in, if any."""
+def _of_optimizer(event: Any) -> bool:
+    """Whether an event lies in the optimizer's step, whatever it does there."""
     while event is not None:
-        for prefix, name in _SPANS.items():
-            if event.name.startswith(prefix):
-                return name
+        if event.name.startswith(_OPTIMIZER):
+            return True
         event = event.cpu_parent
-    return None
+    return False

@@ -1,4 +1,4 @@
-"""The calls that are timed: a network asked once, as in sampling, and its gradient, as in training."""
+"""The calls that are timed: a network asked once, as in sampling, and its gradient."""
 
 from __future__ import annotations
 

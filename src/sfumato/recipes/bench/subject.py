@@ -1,0 +1,107 @@
+"""What is measured: a recipe's network for images of some shape, or that of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.data.arrays import InMemory
+from sfumato.data.images import Images
+from sfumato.data.loader import Batches
+from sfumato.data.pixels import PixelFormat
+from sfumato.errors import ConfigError
+from sfumato.recipes.config import Recipe
+from sfumato.recipes.presets import names, recipe
+from sfumato.recipes.toml import from_toml
+from sfumato.training.checkpoint import read_description
+from sfumato.training.history import latest_checkpoint
+from sfumato.training.loop import ImageBatch
+
+_SYNTHETIC = 1024
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A recipe, the shape [C, H, W] of its images, its classes, and channels of a start image."""
+
+    name: str
+    recipe: Recipe
+    shape: tuple[int, int, int]
+    classes: int = 0
+    condition: int = 0
+
+    @classmethod
+    def of(cls, name: str, size: tuple[int, int], channels: int) -> Subject:
+        """Return a recipe's by name, or a run's by its folder, which knows its own shape.
+
+        Raises ConfigError for neither of them, and for sizes below 1.
+        """
+        if min(*size, channels) < 1:
+            raise ConfigError(
+                f"--size and --channels must be at least 1, not {size[0]} {size[1]} and {channels}"
+            )
+        if name in names():
+            return cls(name, _known(recipe(name)), (channels, *size))
+        folder = Path(name)
+        if not folder.exists():
+            recipe(name)  # Suggests the nearest.
+        where = folder if (folder / "checkpoint.toml").is_file() else latest_checkpoint(folder).path
+        about = read_description(where)["describe"]
+        data, told = about["data"], about["data"].get("condition")
+        return cls(
+            str(folder),
+            _known(from_toml(about["recipe"])),
+            PixelFormat.from_toml(data["format"]).shape,
+            len(data.get("classes", ())),
+            0 if told is None else PixelFormat.from_toml(told).channels,
+        )
+
+
+def _known(recipe: Recipe) -> Recipe:
+    """The recipe with a sigma_data, measured or not: it does not change what anything costs."""
+    process = replace(recipe.process, sigma_data=recipe.process.sigma_data or 0.5)
+    return replace(recipe, process=process)
+
+
+@contextmanager
+def feed(subject: Subject, batch: int, images: Images | None) -> Generator[Iterator[ImageBatch]]:
+    """Give batches of the images, or of random 8-bit ones in memory, to a training loop.
+
+    Raises ConfigError for images of another shape than the subject's.
+    """
+    chosen = _random(subject) if images is None else images
+    if chosen.format.shape != subject.shape:
+        raise ConfigError(
+            f"the images are {chosen.format.describe()}, and the network is measured on "
+            f"{' x '.join(map(str, subject.shape))}: give --size and --channels that agree"
+        )
+    flip = subject.recipe.flip and not subject.recipe.augment
+    with Batches(chosen, batch, subject.recipe.seed, flip=flip) as batches:
+        if subject.condition and chosen.inputs is None:
+            yield (_Pair(b.x, _start(subject, len(b.x))) for b in batches)
+        else:
+            yield batches
+
+
+@dataclass(frozen=True)
+class _Pair:
+    x: Tensor
+    condition: Tensor | None
+    labels: Tensor | None = None
+
+
+def _start(subject: Subject, count: int) -> Tensor:
+    return torch.zeros(count, subject.condition, *subject.shape[1:])
+
+
+def _random(subject: Subject) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(
+        0, 256, (_SYNTHETIC, *subject.shape), dtype=torch.uint8, generator=generator
+    )
+    return InMemory(pixels.numpy(), layout="NCHW")

@@ -1,0 +1,182 @@
+"""The network's speed in sampling and training, against plain torch and against peers, in turns.
+
+    python benchmarks/network_speed.py            (about ten minutes; --quick for a try)
+
+DDPM++ with 64 channels, (1, 2, 2), 2 blocks, 32x32x3, dropout 0.13, batch 32. Peers that are not
+installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from _networks import (
+    BFLOAT16,
+    FLOAT32,
+    FULL,
+    QUICK,
+    SHAPE,
+    Contestant,
+    contestants,
+    forward_step,
+    training_step,
+)
+from _shared import machine, setting, write_text
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.networks.config import UNetConfig
+from sfumato.speed.steps import inputs
+from sfumato.speed.timing import Timing, interleaved
+
+TABLE = Path(__file__).parent / "results" / "network_speed.md"
+Times = dict[str, Timing]
+
+
+def race(racing: list[Contestant], config: UNetConfig, batch: int, rounds: int, kind: str) -> Times:
+    """Median-worthy times of everybody's step, in turns."""
+    x, label, _ = inputs(SHAPE, batch)
+    make = forward_step if kind == "forward" else training_step
+    calls = {c.title: make(c.network(config), x, label) for c in racing}
+
+    def told(name: str, seconds: float) -> None:
+        print(f"  {kind}, {name}: {batch / seconds:.1f} images/s", flush=True)
+
+    return interleaved(calls, 0.0, rounds=rounds, told=told)
+
+
+def peak(title: str, config: UNetConfig, batch: int) -> int:
+    """Peak resident bytes of two training steps; asked in a process of its own."""
+    chosen = next(c for c in contestants() if c.title == title)
+    step = training_step(chosen.network(config), *inputs(SHAPE, batch)[:2])
+    for _ in range(2):
+        step()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measured_apart(options: list[str]) -> str:
+    out = subprocess.run(
+        [sys.executable, __file__, *options], capture_output=True, text=True, check=True
+    )
+    return out.stdout.splitlines()[-1]
+
+
+def import_seconds(package: str) -> float:
+    """Median of three: `import torch`, then what its network needs, in new processes."""
+    what = {"torch": "pass", "sfumato": "from sfumato.networks.build import build_network",
+            "diffusers": "from diffusers import UNet2DModel", "azula": "import azula.nn.unet",
+            "smalldiffusion": "from smalldiffusion import Unet"}[package]  # fmt: skip
+    stub = "import sys; from unittest.mock import MagicMock as M; "
+    stub += "sys.modules['torchvision'] = M(); " if package == "smalldiffusion" else ""
+    code = f"{stub}import time, torch; t = time.perf_counter(); {what}; "
+    code += "print(time.perf_counter() - t)"
+    return statistics.median(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                             check=True).stdout.split()[-1])
+        for _ in range(3)
+    )  # fmt: skip
+
+
+def gigaflops(network: torch.nn.Module) -> float:
+    """GFLOP of one image's way forward; run, for not every peer knows a device without memory."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(*inputs(SHAPE, 1)[:2])
+    return counter.get_total_flops() / 1e9
+
+
+def rate(times: Times, title: str, batch: int) -> float:
+    return times[title].rate(batch) if title in times else 0.0
+
+
+def verdict(racing: list[Contestant], kinds: dict[str, Times], batch: int) -> list[str]:
+    """Ours over what the issue compares with."""
+    lines = [
+        "| ours over | forward | training |", "|---|---:|---:|",
+    ]  # fmt: skip
+    peers = {c.title for c in racing if c.package not in ("torch", "sfumato")}
+    rivals = {
+        "plain float32, NCHW": {f"plain torch, {FLOAT32}"},
+        "plain with bf16 autocast and channels_last": {f"plain torch, {BFLOAT16}"},
+        "the best peer": peers,
+    }
+    for name, titles in rivals.items():
+        if not titles & set(kinds["forward"]):
+            continue
+        ratios = []
+        for times in kinds.values():
+            best = max(
+                rate(times, t, batch) for t in (f"sfumato, {FLOAT32}", f"sfumato, {BFLOAT16}")
+            )
+            ratios.append(best / max(rate(times, t, batch) for t in titles))
+        lines.append(f"| {name} | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+    return lines
+
+
+def report(
+    about: dict[str, object], config: UNetConfig, batch: int, rounds: int,
+    racing: list[Contestant], kinds: dict[str, Times], memory: dict[str, int],
+    imports: dict[str, float],
+) -> str:  # fmt: skip
+    plain = {kind: rate(times, f"plain torch, {FLOAT32}", batch) for kind, times in kinds.items()}
+    lines = [
+        "# The network's speed", "",
+        setting(about, f"{torch.get_num_threads()} threads", f"busy before: {about['busy_cores']}")
+        + f" DDPM++, {config.width} channels, {config.multipliers}, {config.blocks} blocks, "
+        f"32x32x3, dropout {config.dropout}, batch {batch}; medians of {rounds} interleaved "
+        "rounds. Forward is a call of sampling; training is forward, backward, fused Adam and the "
+        "moving average. bf16 is autocast for everybody else, `set_compute` for us. Import is on "
+        "top of torch; peak memory is of a process that trains.", "",
+        "| | arithmetic | parameters, M | GFLOP an image | forward, images/s | over plain | "
+        "training, images/s | over plain | peak MB | import, s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for c in racing:
+        network = c.network(config)
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        forward, training = (rate(kinds[k], c.title, batch) for k in ("forward", "training"))
+        megabytes = f"{memory[c.title] / 1e6:,.0f}" if c.title in memory else ""
+        lines.append(
+            f"| {c.name} | {c.arithmetic} | {millions:.2f} | {gigaflops(network):.2f} | "
+            f"{forward:.1f} | "
+            f"{forward / plain['forward']:.2f} | {training:.1f} | "
+            f"{training / plain['training']:.2f} | {megabytes} | {imports[c.package]:.2f} |"
+        )
+    return "\n".join([*lines, "", *verdict(racing, kinds, batch), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small network, to try the script")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    config, batch = (QUICK, 4) if options.quick else (FULL, 32)
+    if options.peak:
+        print(json.dumps(peak(options.peak, config, batch)))
+        return
+    about = machine()
+    racing = contestants()
+    start = time.perf_counter()
+    kinds = {
+        kind: race(racing, config, batch, options.rounds, kind) for kind in ("forward", "training")
+    }
+    quick = ["--quick"] if options.quick else []
+    memory = {c.title: int(measured_apart(["--peak", c.title, *quick])) for c in racing}
+    imports = {package: import_seconds(package) for package in {c.package for c in racing}}
+    text = report(about, config, batch, options.rounds, racing, kinds, memory, imports)
+    write_text(options.out, text)
+    print(text + f"\nin {time.perf_counter() - start:.0f} s: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sfumato.networks.build import build_network
 from sfumato.networks.config import UNetConfig
+from sfumato.networks.graphed import Graphed
 from sfumato.noise import karras
 from sfumato.parameterization import Adapted, edm_preconditioned
 from sfumato.sampling import generate
@@ -108,7 +109,7 @@ class Plain:
     condition: None = None
 
 
-def batches(size: int, count: int = 2048) -> Iterator[Any]:
+def batches(size: int, device: str, count: int = 2048) -> Iterator[Any]:
     """Endless batches of random 8-bit images in memory, by the library's loader.
 
     Without pillow, which the loader needs, the same batch again and again.
@@ -120,7 +121,8 @@ def batches(size: int, count: int = 2048) -> Iterator[Any]:
     from sfumato.data.arrays import InMemory
     from sfumato.data.loader import Batches
 
-    return Batches(InMemory(pixels.numpy(), layout="NCHW"), size, seed=0)
+    cuda = torch.device(device).type == "cuda"
+    return Batches(InMemory(pixels.numpy(), layout="NCHW"), size, seed=0, pinned=cuda)
 
 
 def ours(size: Size, device: str, *, compiled: bool) -> list[Contestant]:
@@ -134,16 +136,17 @@ def ours(size: Size, device: str, *, compiled: bool) -> list[Contestant]:
         plan = edm_plan(micro, size.batch)
         state = TrainState.start(network, plan)
         if compiled:
-            network.compile()
-        records = train(state, batches(size.batch), plan)
+            network.compile(dynamic=False)
+        records = train(state, batches(size.batch, device), plan)
         return lambda: next(records)
 
     def sampling(micro: int) -> Call:
         network: Any = our_network(size).to(device).eval().requires_grad_(False)
         network.set_compute(torch.bfloat16, channels_last=True)
         if compiled:
-            network.compile()
-        denoise, grid = edm_preconditioned(network), karras(size.steps)
+            network.compile(dynamic=False)
+        # As `sfumato sample` does: on a GPU the network's calls are replayed.
+        denoise, grid = edm_preconditioned(Graphed(network)), karras(size.steps)
         seeds = range(size.sampling_batch)
         return lambda: list(
             generate(denoise, Heun(), grid, SHAPE, seeds, batch=micro, device=device)
@@ -210,7 +213,7 @@ def peers(size: Size, device: str, *, bfloat16: bool, compiled: bool) -> list[Co
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
         ema = EMAModel(parameters, decay=0.9999, use_ema_warmup=True, foreach=True)
-        feed = batches(size.batch)
+        feed = batches(size.batch, device)
 
         def step() -> None:
             clean = next(feed).x.to(device, non_blocking=True)

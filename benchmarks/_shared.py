@@ -53,6 +53,21 @@ def setting(about: Mapping[str, Any], *more: str) -> str:
     return f"{about['date']}; {about['processor']}, {words}. {versions}."
 
 
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far.
+
+    Not ru_maxrss, which on Linux begins with what the parent had.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _busy_cores(seconds: float = 5.0) -> float:
     """Cores busy over the next seconds; not the load average, which remembers the part before."""
     stat = Path("/proc/stat")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from _networks import (
     forward_step,
     training_step,
 )
-from _shared import machine, setting, write_text
+from _shared import machine, peak_bytes, setting, write_text
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.networks.config import UNetConfig
@@ -58,7 +57,7 @@ def peak(title: str, config: UNetConfig, batch: int) -> int:
     step = training_step(chosen.network(config), *inputs(SHAPE, batch)[:2])
     for _ in range(2):
         step()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes()
 
 
 def measured_apart(options: list[str]) -> str:

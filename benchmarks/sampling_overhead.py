@@ -11,7 +11,6 @@ many steps, with a small network.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 from _networks import FULL, QUICK, SHAPE
-from _shared import machine, setting, write_text
+from _shared import machine, peak_bytes, setting, write_text
 
 from sfumato.networks.build import build_network
 from sfumato.networks.config import UNetConfig
@@ -83,7 +82,7 @@ def peak(steps: int, count: int) -> int:
     denoise = edm_preconditioned(network_of(QUICK))
     for _ in generate(denoise, Heun(), karras(steps), SHAPE, range(count), batch=32):
         pass
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes()
 
 
 def main() -> None:

@@ -54,14 +54,22 @@ def copying(count: int, device: torch.device | str = "cpu") -> Work:
 
 
 def ceilings(
-    device: torch.device | str = "cpu", *, batch: int = 32, channels: int = 128, size: int = 32
+    device: torch.device | str = "cpu",
+    *,
+    batch: int = 32,
+    channels: int = 128,
+    size: int = 32,
+    side: int = 0,
+    copied: int = 0,
 ) -> dict[str, Work]:
     """What is to be timed for a machine's ceilings, by names such as "conv bfloat16 NHWC".
 
-    batch, channels and size are those of the convolutions; NHWC is torch's channels_last.
+    batch, channels and size are those of the convolutions, NHWC is torch's channels_last; side is
+    that of the matrices and copied the bytes of an array, 0 for what fills such a device.
     """
     cuda = torch.device(device).type == "cuda"
-    side, copied = (8192, 2**30) if cuda else (1536, 2**26)
+    side = side or (8192 if cuda else 1536)
+    copied = copied or (2**30 if cuda else 2**26)
     works: dict[str, Work] = {}
     for dtype in (torch.float32, torch.bfloat16):
         word = str(dtype).removeprefix("torch.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from sfumato.recipes.bench.subject import Subject, feed
 from sfumato.recipes.build import network_of
 from sfumato.recipes.environment import describe
 from sfumato.recipes.plan import decay_of, plan_of
-from sfumato.speed import ceilings as at_best
+from sfumato.speed.ceilings import Work, ceilings
 from sfumato.speed.flops import forward_flops, training_flops
 from sfumato.speed.operators import shares
 from sfumato.speed.steps import forward_call, gradient_call, inputs
@@ -51,20 +51,25 @@ class Settings:
 
 
 def measure(
-    subject: Subject, settings: Settings, images: Images | None = None, say: Say | None = None
+    subject: Subject,
+    settings: Settings,
+    images: Images | None = None,
+    say: Say | None = None,
+    works: Mapping[str, Work] | None = None,
 ) -> Result:
     """Measure what `sfumato bench` prints; `images` are trained on, synthetic ones if None.
 
-    `say` hears what is being done. Nothing is learned: weights are thrown away.
+    `say` hears what is being done; `works` stand in for `speed.ceilings.ceilings`, by the same
+    names. Nothing is learned: weights are thrown away. Raises ConfigError for images of another
+    shape than the subject's.
     """
     say = say or (lambda text: None)
     device, seconds = settings.device, settings.seconds
     say("ceilings of the machine")
-    works = at_best.ceilings(device)
+    works = ceilings(device) if works is None else works
     times = interleaved({n: w.call for n, w in works.items()}, 0.2 * seconds, device=device)
     limits = {name: times[name].rate(work.amount) for name, work in works.items()}
     spread = max(max(t.seconds) / t.median for t in times.values())
-    del works
 
     bench = _Bench(subject, device)
     asked = settings.batch or subject.recipe.micro_batch or subject.recipe.batch

@@ -15,7 +15,7 @@ from sfumato.networks.base import Network
 from sfumato.recipes.bench.result import Rates, Result, StepTimes
 from sfumato.recipes.bench.subject import Subject, feed
 from sfumato.recipes.build import network_of
-from sfumato.recipes.environment import describe
+from sfumato.recipes.environment import describe, tune_device
 from sfumato.recipes.plan import decay_of, plan_of
 from sfumato.speed.ceilings import Work, ceilings
 from sfumato.speed.flops import forward_flops, training_flops
@@ -65,6 +65,7 @@ def measure(
     """
     say = say or (lambda text: None)
     device, seconds = settings.device, settings.seconds
+    tune_device(device)
     say("ceilings of the machine")
     works = ceilings(device) if works is None else works
     times = interleaved({n: w.call for n, w in works.items()}, 0.2 * seconds, device=device)
@@ -186,7 +187,7 @@ class _Bench:
         recipe = replace(subject.recipe, batch=batch, micro_batch=0)
         plan = plan_of(recipe, 1 / 255, 0, decay_of(recipe))
         state = TrainState.start(network, plan)
-        with feed(subject, batch, images) as batches:
+        with feed(subject, batch, images, self.device) as batches:
             loop = train(state, batches, plan)
             x, label, told = self.inputs(batch)
             waited: list[float] = []

@@ -69,7 +69,9 @@ def _known(recipe: Recipe) -> Recipe:
 
 
 @contextmanager
-def feed(subject: Subject, batch: int, images: Images | None) -> Generator[Iterator[ImageBatch]]:
+def feed(
+    subject: Subject, batch: int, images: Images | None, device: str = "cpu"
+) -> Generator[Iterator[ImageBatch]]:
     """Give batches of the images, or of random 8-bit ones in memory, to a training loop.
 
     Raises ConfigError for images of another shape than the subject's.
@@ -81,7 +83,8 @@ def feed(subject: Subject, batch: int, images: Images | None) -> Generator[Itera
             f"{' x '.join(map(str, subject.shape))}: give --size and --channels that agree"
         )
     flip = subject.recipe.flip and not subject.recipe.augment
-    with Batches(chosen, batch, subject.recipe.seed, flip=flip) as batches:
+    pinned = device.startswith("cuda")
+    with Batches(chosen, batch, subject.recipe.seed, flip=flip, pinned=pinned) as batches:
         if subject.condition and chosen.inputs is None:
             yield (_Pair(b.x, _start(subject, len(b.x))) for b in batches)
         else:

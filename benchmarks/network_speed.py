@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -94,27 +95,35 @@ def rate(times: Times, title: str, batch: int) -> float:
     return times[title].rate(batch) if title in times else 0.0
 
 
-def verdict(racing: list[Contestant], kinds: dict[str, Times], batch: int) -> list[str]:
-    """Ours over what the issue compares with."""
-    lines = [
-        "| ours over | forward | training |", "|---|---:|---:|",
-    ]  # fmt: skip
-    peers = {c.title for c in racing if c.package not in ("torch", "sfumato")}
+def over(times: Times, title: str, other: str) -> float:
+    """How many times as fast: the median of the rounds' ratios, within each of which the machine
+    was about as busy for both."""
+    pairs = zip(times[title].seconds, times[other].seconds, strict=True)
+    return statistics.median(theirs / mine for mine, theirs in pairs)
+
+
+def fastest(times: Times, titles: list[str]) -> str:
+    return min(titles, key=lambda title: times[title].median)
+
+
+def verdict(racing: list[Contestant], kinds: dict[str, Times]) -> list[str]:
+    """Ours, in its faster arithmetic, over what the goals compare with."""
+    ours = [c.title for c in racing if c.package == "sfumato"]
     rivals = {
-        "plain float32, NCHW": {f"plain torch, {FLOAT32}"},
-        "plain with bf16 autocast and channels_last": {f"plain torch, {BFLOAT16}"},
-        "the best peer": peers,
+        "plain float32, NCHW": [f"plain torch, {FLOAT32}"],
+        "plain with bf16 autocast and channels_last": [f"plain torch, {BFLOAT16}"],
+        "the best peer": [c.title for c in racing if c.package not in ("torch", "sfumato")],
     }
+    lines = ["| ours over | forward | training |", "|---|---:|---:|"]
     for name, titles in rivals.items():
-        if not titles & set(kinds["forward"]):
+        if not titles:
             continue
-        ratios = []
+        words: list[str] = []
         for times in kinds.values():
-            best = max(
-                rate(times, t, batch) for t in (f"sfumato, {FLOAT32}", f"sfumato, {BFLOAT16}")
-            )
-            ratios.append(best / max(rate(times, t, batch) for t in titles))
-        lines.append(f"| {name} | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+            rival = fastest(times, titles)
+            told = f" ({rival})" if len(titles) > 1 else ""
+            words.append(f"{over(times, fastest(times, ours), rival):.2f}{told}")
+        lines.append(f"| {name} | " + " | ".join(words) + " |")
     return lines
 
 
@@ -123,15 +132,16 @@ def report(
     racing: list[Contestant], kinds: dict[str, Times], memory: dict[str, int],
     imports: dict[str, float],
 ) -> str:  # fmt: skip
-    plain = {kind: rate(times, f"plain torch, {FLOAT32}", batch) for kind, times in kinds.items()}
+    plain = f"plain torch, {FLOAT32}"
     lines = [
         "# The network's speed", "",
         setting(about, f"{torch.get_num_threads()} threads", f"busy before: {about['busy_cores']}")
         + f" DDPM++, {config.width} channels, {config.multipliers}, {config.blocks} blocks, "
         f"32x32x3, dropout {config.dropout}, batch {batch}; medians of {rounds} interleaved "
-        "rounds. Forward is a call of sampling; training is forward, backward, fused Adam and the "
-        "moving average. bf16 is autocast for everybody else, `set_compute` for us. Import is on "
-        "top of torch; peak memory is of a process that trains.", "",
+        "rounds, ratios the medians of the rounds' own. Forward is a call of sampling; training is "
+        "forward, backward, fused Adam and the moving average. bf16 is autocast for everybody "
+        "else, `set_compute` for us. Import is on top of torch; peak memory is of a "
+        "process that trains.", "",
         "| | arithmetic | parameters, M | GFLOP an image | forward, images/s | over plain | "
         "training, images/s | over plain | peak MB | import, s |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -143,11 +153,11 @@ def report(
         megabytes = f"{memory[c.title] / 1e6:,.0f}" if c.title in memory else ""
         lines.append(
             f"| {c.name} | {c.arithmetic} | {millions:.2f} | {gigaflops(network):.2f} | "
-            f"{forward:.1f} | "
-            f"{forward / plain['forward']:.2f} | {training:.1f} | "
-            f"{training / plain['training']:.2f} | {megabytes} | {imports[c.package]:.2f} |"
+            f"{forward:.1f} | {over(kinds['forward'], c.title, plain):.2f} | "
+            f"{training:.1f} | {over(kinds['training'], c.title, plain):.2f} | "
+            f"{megabytes} | {imports[c.package]:.2f} |"
         )
-    return "\n".join([*lines, "", *verdict(racing, kinds, batch), ""])
+    return "\n".join([*lines, "", *verdict(racing, kinds), ""])
 
 
 def main() -> None:
@@ -165,6 +175,8 @@ def main() -> None:
         return
     about = machine()
     racing = contestants()
+    for package in sorted({c.package for c in racing} - set(about["versions"])):
+        about["versions"][package] = version(package)
     start = time.perf_counter()
     kinds = {
         kind: race(racing, config, batch, options.rounds, kind) for kind in ("forward", "training")

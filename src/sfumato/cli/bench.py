@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
         "much of that a recipe's network reaches in sampling and training, where the time goes, "
         "and what to change.",
     )
+    # Read when torch is loaded: its profiler would report on itself in between.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import time
 
     from sfumato.data.sources import open_images

@@ -171,6 +171,7 @@ def test_nothing_is_advised_where_nothing_is_lost() -> None:
         ({"step": StepTimes(0.3, 0.2, 0.09, 0.01, 0.0)}, ["take 33 % of a step of 32 images"]),
         ({"threads": 1}, ["1 of 2 cores", "--threads 2"]),
         ({"unused_cuda": True}, ["--device cuda"]),
+        ({"granted": 0.4}, ["40 % of the time of its 2 threads", "idle"]),
         ({"spread": 2.0}, ["2.0 times the usual", "idle"]),
         (
             {
@@ -219,6 +220,7 @@ def test_every_number_is_there_and_printed() -> None:
     assert found.flops_training > 2 * found.flops_forward > 0
     assert 0 <= found.step.waited < 1
     assert found.step.step > 0
+    assert 0 < found.granted <= 1
     assert {"convolutions", "optimizer"} <= set(found.operators["training"])
     assert "convolutions" in found.operators["sampling"]
     written = json.loads(json.dumps(found.to_json()))

@@ -12,6 +12,7 @@ WAITING = 0.05
 OVERHEAD = 0.15
 SMALL_SHARE = 0.3
 BUSY = 1.5
+GRANTED = 0.7
 
 
 def advice(result: Result) -> list[str]:
@@ -27,6 +28,12 @@ def _all(r: Result) -> Iterator[tuple[float, str]]:
             100.0,
             f"The slowest round took {r.spread:.1f} times the usual: the machine does other work, "
             "and all speeds are too low. Measure again when it is idle.",
+        )
+    elif r.granted < GRANTED:
+        yield (
+            100.0,
+            f"The process got {100 * r.granted:.0f} % of the time of its {r.threads} threads: the "
+            "machine does other work, and all speeds are too low. Measure again when it is idle.",
         )
     if r.unused_cuda:
         yield 50.0, "A GPU is here and was not used: --device cuda."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -68,7 +69,9 @@ def measure(
     tune_device(device)
     say("ceilings of the machine")
     works = ceilings(device) if works is None else works
+    wall, busy = time.perf_counter(), time.process_time()
     times = interleaved({n: w.call for n, w in works.items()}, 0.2 * seconds, device=device)
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
     limits = {name: times[name].rate(work.amount) for name, work in works.items()}
     spread = max(max(t.seconds) / t.median for t in times.values())
 
@@ -111,6 +114,7 @@ def measure(
         device=device,
         unused_cuda=device == "cpu" and torch.cuda.is_available(),
         spread=spread,
+        granted=min(busy / (wall * torch.get_num_threads()), 1.0) if device == "cpu" else 1.0,
         environment=describe(device),
     )
 

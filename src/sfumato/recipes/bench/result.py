@@ -59,6 +59,8 @@ class Result:
     unused_cuda: bool = False
     spread: float = 1.0
     """Slowest over median round of the ceilings: well above 1 where others use the machine."""
+    granted: float = 1.0
+    """Share of its threads' time that the CPU gave the process while it measured the ceilings."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property

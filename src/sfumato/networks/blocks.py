@@ -15,6 +15,7 @@ from sfumato.networks.layers import (
     Linear,
     Resample,
     dropout,
+    is_half_on_cpu,
     largest_divisor,
     layout_of,
 )
@@ -113,7 +114,15 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, HW, C / heads]
+        h = _attend(q, k, v)  # [B, heads, HW, C / heads]
         h = h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         h = h.contiguous(memory_format=layout_of(x))
         return self.proj(h, gain=self.scale).add(x, alpha=self.scale)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of [B, heads, tokens, channels]."""
+    if is_half_on_cpu(q) and q.shape[2] <= 1024:
+        # Two plain products are twice as fast there, while their weights fit.
+        return (q * q.shape[3] ** -0.5 @ k.mT).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)

@@ -17,6 +17,9 @@ from sfumato.data.files import image_names
 from sfumato.data.images import Images, Indices, Subset, digest
 from sfumato.data.pixels import PixelFormat
 from sfumato.data.shaping import Fit
+from sfumato.data.shards.images import ShardImages
+from sfumato.data.shards.opening import open_shards
+from sfumato.data.shards.places import holds_shards
 from sfumato.data.sources import open_images
 from sfumato.errors import DataError
 
@@ -129,14 +132,30 @@ def open_pairs(
     labels: bool = False,
     channels: int | None = None,
     input_channels: int | None = None,
-) -> Pairs:
+) -> Pairs | ShardImages:
     """Pairs of the folders input/ and target/ in `path`, or its arrays input.npy and target.npy.
+
+    Also tar shards of pairs, that `sfumato data pack` wrote or that hold KEY.input.png beside
+    KEY.target.png.
 
     Files are partners where their paths are equal but for the suffix, arrays' images by place. The
     options are those of `open_images`, for both sides; value_range, labels and channels concern
     the targets, input_range and input_channels the inputs. Raises DataError where a side is
     missing, where files have no partner, or where the sides differ in height or width.
     """
+    if holds_shards(str(path)):
+        return open_shards(
+            path,
+            size=size,
+            fit=fit,
+            alpha=alpha,
+            value_range=value_range,
+            labels=labels,
+            channels=channels,
+            pairs=True,
+            input_range=input_range,
+            input_channels=input_channels,
+        )
     where = Path(path)
     suffix = _kind(where)
     sides = [where / f"{side}{suffix}" for side in (INPUT, TARGET)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import time
 import urllib.error
 import urllib.parse
@@ -46,11 +47,19 @@ class Fetch:
 
     def read(self, url: str) -> bytes:
         """Return what a URL gives, which should be small."""
-        import io
-
         buffer = io.BytesIO()
         self._tried(url, lambda: _append(url, buffer, self.timeout, None))
         return buffer.getvalue()
+
+    def stamp(self, url: str) -> str | None:
+        """Return what changes when a file does; None where the server does not say."""
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                told = [answer.headers.get(k) for k in ("Content-Length", "ETag", "Last-Modified")]
+        except _BROKEN:  # HTTPError is a URLError
+            return None
+        return None if told[0] is None or told[1:] == [None, None] else repr(told)
 
     def _tried(self, url: str, attempt: Callable[[], None]) -> None:
         for number in range(1, self.tries + 1):

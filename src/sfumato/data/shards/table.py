@@ -105,7 +105,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
     """Files by what follows their key, sample by sample."""
     key, sample = "", dict[str, tarfile.TarInfo]()
     while (info := tar.next()) is not None:
-        tar.members = []  # or it would keep them all
+        cast("Any", tar).members = []  # or it would keep them all
         parts = _PARTS.fullmatch(info.name)
         if not info.isreg() or parts is None:
             continue

@@ -103,8 +103,8 @@ def test_batches_hold_the_images_and_labels_they_name(tmp_path):
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     images = open_shards(packed(tmp_path / "s"))
-    with pytest.raises(ValueError, match="that count divides"):
-        ShardBatches(images, 9, 0, rank=0, count=2)
+    with pytest.raises(ValueError, match="rank < count <= batch_size"):
+        ShardBatches(images, 2, 0, rank=0, count=3)
     with pytest.raises(DataError, match="opened without"):
         ShardBatches(images, 8, 0, labels=True)
 
@@ -350,6 +350,18 @@ batches.close()
     # All images would be 60 MB raw; in flight are a few batches and some forty tables.
     assert max(peaks) < 12e6, peaks
     assert max(peaks[3:]) < 1.15 * max(peaks[:3]), peaks
+
+
+def test_other_programs_index_and_stray_tars(tmp_path):
+    folder = packed(tmp_path / "s")
+    (folder / "index.json").write_text("[]")
+    assert len(open_shards(folder, cache=tmp_path / "cache")) == 53
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(stack(1)[0]))
+    (tmp_path / "photos" / "old.tar").write_bytes(b"")
+    assert len(open_images(tmp_path / "photos")) == 1
+    with pytest.raises(DataError, match="expected http"):
+        open_images("s3://bucket/{000..099}.tar")
 
 
 def test_lanes_of_the_index_make_the_order(tmp_path):

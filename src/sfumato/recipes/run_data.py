@@ -60,12 +60,21 @@ def open_data(config: DataConfig, path: str) -> Images:
 
 
 def stream_of(
-    images: Images, batch: int, seed: int, *, position: int, flip: bool, labels: bool
+    images: Images,
+    batch: int,
+    seed: int,
+    *,
+    position: int,
+    flip: bool,
+    labels: bool,
+    pinned: bool = False,
 ) -> Batches:
     """Return the endless stream of training batches, from shards where the images are in such."""
     if isinstance(images, ShardImages):
-        return ShardBatches(images, batch, seed, position=position, flip=flip, labels=labels)
-    return Batches(images, batch, seed, position=position, flip=flip, labels=labels)
+        return ShardBatches(
+            images, batch, seed, position=position, flip=flip, labels=labels, pinned=pinned
+        )
+    return Batches(images, batch, seed, position=position, flip=flip, labels=labels, pinned=pinned)
 
 
 def remark(config: DataConfig) -> str | None:

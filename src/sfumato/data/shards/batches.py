@@ -23,7 +23,7 @@ _EARLY = 0.25  # of a shard: so much of the one before is left when the next is 
 class ShardBatches(Batches):
     """The stream of `order`, batch by batch, exactly resumable from `position`, flat in memory.
 
-    Process `rank` of `count` gives its part of every global batch of `batch_size` images, whose
+    Process `rank` of `count` gives its share of every global batch of `batch_size` images, whose
     images do not depend on `count`; `position` counts the images of global batches. The other
     options are those of `Batches`. A broken shard is replaced by the next in the epoch's order, an
     unreadable image by the next in its shard; both are named in `skipped`. Raises DataError for
@@ -41,13 +41,14 @@ class ShardBatches(Batches):
         labels: bool = False,
         workers: int | None = None,
         prefetch: int | None = None,
+        pinned: bool = False,
         rank: int = 0,
         count: int = 1,
     ) -> None:
-        if not 0 <= rank < count or batch_size % count:
+        if not 0 <= rank < count <= batch_size:
             raise ValueError(
-                f"expected 0 <= rank < count, and a batch that count divides, got rank {rank}, "
-                f"count {count} and a batch of {batch_size}"
+                f"expected 0 <= rank < count <= batch_size, got rank {rank} of {count} for batches "
+                f"of {batch_size}"
             )
         if not len(images):
             raise DataError(f"{images.source}: expected at least one image, the shards are empty")
@@ -61,6 +62,7 @@ class ShardBatches(Batches):
             workers=workers,
             prefetch=prefetch,
             cache_bytes=0,
+            pinned=pinned,
         )
         self._shards, self._rank, self._count = images, rank, count
         self._order = Order(images.counts, seed, images.lanes)
@@ -104,13 +106,7 @@ class ShardBatches(Batches):
                         shard[place] = self._order.after(int(places.epoch[place]), int(number))
                     inside[here] %= images.counts[shard[here]]
         index = images.starts[shard] + inside
-        batch = self._batch(raw, inputs, index)
-        if self._flip:
-            chosen = torch.from_numpy(places.mirror)
-            for x in (batch.x, batch.condition):
-                if x is not None:
-                    x[chosen] = x[chosen].flip(-1)
-        return batch
+        return self._finish(self._batch(raw, inputs, index), places.mirror)
 
     def _read(
         self,

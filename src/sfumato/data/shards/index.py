@@ -18,7 +18,7 @@ from sfumato.errors import DataError
 
 INDEX = "index.json"
 LABELS = "labels.npy"
-VERSION = 1
+MARK, VERSION = "sfumato_shards", 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ShardIndex:
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back exactly."""
         out: dict[str, Any] = {
-            "sfumato_shards": VERSION,
+            MARK: VERSION,
             "images": self.images,
             "format": self.format.to_toml(),
             "alpha": self.alpha,
@@ -105,10 +105,10 @@ def read_index(data: bytes, where: str) -> ShardIndex | None:
             f"{where} is no readable JSON ({error}); the copy may be incomplete: copy it again, or "
             "remove it to have the shards counted instead"
         ) from error
-    if not isinstance(content, dict) or "sfumato_shards" not in content:
+    if not isinstance(content, dict) or MARK not in content:
         return None
     table = cast("dict[str, Any]", content)
-    if table["sfumato_shards"] != VERSION:
+    if table[MARK] != VERSION:
         raise DataError(
             f"{where}: expected version {VERSION} of sfumato's shards, got "
             f"{table['sfumato_shards']!r}; use the Sfumato that wrote it, or pack again"

@@ -75,11 +75,16 @@ class ShardWriter:
     """
 
     def __init__(
-        self, images: Images, folder: Path, packing: Packing | None = None, *, force: bool = False
+        self,
+        images: Images,
+        folder: str | Path,
+        packing: Packing | None = None,
+        *,
+        force: bool = False,
     ) -> None:
         if not len(images):
             raise DataError(f"{images.source}: expected at least one image, the set is empty")
-        self.images, self.folder, self.packing = images, folder, packing or Packing()
+        self.images, self.folder, self.packing = images, Path(folder), packing or Packing()
         self.skipped = images.skipped
         self._alpha: Alpha = _alpha(images)
         if images.inputs is not None and self._alpha != _alpha(images.inputs):
@@ -87,7 +92,7 @@ class ShardWriter:
                 f"{images.source}: of pairs either both sides have transparency or none, got "
                 f"{images.inputs.format.describe()} to {images.format.describe()}; use --alpha drop"
             )
-        _make_room(folder, force)
+        _make_room(self.folder, force)
 
     def write(self) -> Iterator[int]:
         """Write everything, yielding 1 for every image that is in, 0 for one that is not."""
@@ -127,7 +132,7 @@ class ShardWriter:
     def _sample(self, i: int) -> _Sample | str:
         """The files of image i, or why it cannot be read."""
         images, given = self.images, self.images.inputs
-        kind = "" if given is None else f"{TARGET}"
+        kind = "" if given is None else TARGET
         try:
             files = [self._file(images, i, kind)]
             if given is not None:

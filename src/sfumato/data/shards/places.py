@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from sfumato.data.containers import natural_key
+from sfumato.data.containers import is_junk, natural_key
+from sfumato.data.decode import SUFFIXES
 from sfumato.data.shards.fetch import beside, is_url
-from sfumato.data.shards.index import INDEX
+from sfumato.data.shards.index import INDEX, MARK
 from sfumato.errors import DataError
 
 TAR = ".tar"
@@ -39,11 +41,16 @@ class Whereabouts:
 
 def holds_shards(path: str) -> bool:
     """Whether a path, pattern or URL means tar shards: see `find`. Looks at no more than names."""
-    if is_url(path) or _means_tars(path):
+    if "://" in path or _means_tars(path):
         return True
     where = Path(path)
     if where.is_dir():
-        return any(entry.suffix == TAR and entry.is_file() for entry in where.iterdir())
+        entries = list(where.iterdir())
+        if not any(entry.suffix == TAR and entry.is_file() for entry in entries):
+            return False
+        # A tar among images or folders of them is no shard.
+        others = [e for e in entries if e.is_dir() or e.suffix.lower() in (*SUFFIXES, ".zip")]
+        return (where / INDEX).is_file() or all(is_junk(entry.name) for entry in others)
     return where.is_file() and where.name == INDEX and holds_shards(str(where.parent))
 
 
@@ -61,12 +68,17 @@ def find(path: str) -> Whereabouts:
         )
     if is_url(path):
         return _find_url(path)
+    if "://" in path:
+        raise DataError(
+            f"{path}: expected http:// or https://, no other kind of URL is read; most stores give "
+            "such a link, or copy the shards to a disk"
+        )
     where = Path(path)
     if where.is_dir():
         tars = [entry.name for entry in where.iterdir() if entry.suffix == TAR]
-        if not tars and not (where / INDEX).is_file():
+        if not tars:
             raise DataError(f"{path}: expected .tar shards in this folder, found none")
-        indexed = (where / INDEX).is_file()
+        indexed = _is_index(where / INDEX)
         return Whereabouts(str(where), () if indexed else tuple(sorted(tars, key=natural_key)))
     if where.name == INDEX:
         return Whereabouts(str(where.parent))
@@ -99,6 +111,17 @@ def _choices(inside: str, pattern: str) -> list[str]:
     if "," in inside:
         return inside.split(",")
     raise DataError(f"{pattern}: {{{inside}}} was expected as {{000..099}} or {{a,b}}")
+
+
+def _is_index(path: Path) -> bool:
+    """Whether this is our index of shards, be it damaged, and not another program's."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return True
+    except OSError:
+        return False
+    return isinstance(content, dict) and MARK in content
 
 
 def _means_tars(path: str) -> bool:

@@ -325,5 +325,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert "16 images in 2 shards" in capsys.readouterr().out
     assert main(["info", "s/nothing-{0..1}.tar"]) == 1
     assert "no such shards" in capsys.readouterr().err
+    assert main(["train", "edm-tiny", "--data", "gs://b/x.tar"]) == 1
+    assert "gs://b/x.tar: expected http:// or https://" in capsys.readouterr().err
     assert main(["data", "--help"]) == 0
     assert "pack" in capsys.readouterr().out

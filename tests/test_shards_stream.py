@@ -8,6 +8,9 @@ import json
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from sfumato.data.loader import one_pass
 from sfumato.data.pixels import to_model
 from sfumato.data.reader import as_arrays
 from sfumato.data.shards.batches import ShardBatches
+from sfumato.data.shards.fetch import Fetch
 from sfumato.data.shards.images import ShardImages
 from sfumato.data.shards.opening import open_shards
 from sfumato.data.shards.pack import Packing, ShardWriter
@@ -33,6 +37,28 @@ from shard_helpers import packed, png, stack
 def take(batches, count):
     with batches:
         return [next(batches) for _ in range(count)]
+
+
+@contextmanager
+def tracing() -> Iterator[Callable[[], int]]:
+    """Peak bytes allocated inside, told afterwards."""
+    tracemalloc.start()
+    found: list[int] = []
+    try:
+        yield lambda: found[0]
+        found.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+
+
+def _far_away(text: str) -> ShardImages:
+    """Shards with this index that nobody will ever open."""
+
+    class Somewhere(Fetch):
+        def read(self, url: str) -> bytes:
+            return text.encode()
+
+    return open_shards("http://somewhere/", fetch=Somewhere())
 
 
 def nchw(count=53):
@@ -362,6 +388,23 @@ def test_other_programs_index_and_stray_tars(tmp_path):
     assert len(open_images(tmp_path / "photos")) == 1
     with pytest.raises(DataError, match="expected http"):
         open_images("s3://bucket/{000..099}.tar")
+
+
+def test_a_billion_images_cost_what_their_shards_cost(tmp_path):
+    """An index of 100,000 shards opens and finds its way without anything as long as the images."""
+    folder = packed(tmp_path / "s")
+    index = json.loads((folder / "index.json").read_text())
+    one = index["shards"][0]
+    shards = [{**one, "name": f"{i}.tar", "images": 10_000} for i in range(100_000)]
+    text = json.dumps(index | {"shards": shards, "images": 10**9, "labels": None, "lanes": 4})
+    with tracing() as peak:
+        images = _far_away(text)
+        batches = ShardBatches(images, 64, 0, position=10**12)
+        places = batches._order.places(batches._order.batch(10**12, 64))
+        batches.close()
+    assert len(images) == 10**9
+    assert len(np.unique(places.shard)) <= 8
+    assert peak() < 2e8
 
 
 def test_lanes_of_the_index_make_the_order(tmp_path):

@@ -45,7 +45,7 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
     model = run.model()
     count = run.config.run.report_samples
     with _timed(timings, "sampling"):
-        source = run.test_set or run.images_set
+        source = (run.test_set or run.images_set).representative()
         samples = to_model(_draw(model, source, count), model.format)
     with _timed(timings, "measuring"):
         training = RealImages(run.images_set.representative())

@@ -89,7 +89,7 @@ def find(path: str) -> Whereabouts:
 
 def absolute(path: str) -> str:
     """The path or pattern as it is found from any working directory; URLs as they are."""
-    return path if is_url(path) else str(Path.cwd() / path)
+    return path if "://" in path else str(Path.cwd() / path)
 
 
 def expand(pattern: str) -> list[str]:

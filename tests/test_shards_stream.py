@@ -391,11 +391,11 @@ def test_other_programs_index_and_stray_tars(tmp_path):
 
 
 def test_a_billion_images_cost_what_their_shards_cost(tmp_path):
-    """An index of 100,000 shards opens and finds its way without anything as long as the images."""
+    """An index of 20,000 shards opens and finds its way without anything as long as the images."""
     folder = packed(tmp_path / "s")
     index = json.loads((folder / "index.json").read_text())
     one = index["shards"][0]
-    shards = [{**one, "name": f"{i}.tar", "images": 10_000} for i in range(100_000)]
+    shards = [{**one, "name": f"{i}.tar", "images": 50_000} for i in range(20_000)]
     text = json.dumps(index | {"shards": shards, "images": 10**9, "labels": None, "lanes": 4})
     with tracing() as peak:
         images = _far_away(text)
@@ -404,7 +404,7 @@ def test_a_billion_images_cost_what_their_shards_cost(tmp_path):
         batches.close()
     assert len(images) == 10**9
     assert len(np.unique(places.shard)) <= 8
-    assert peak() < 2e8
+    assert peak() < 1e8
 
 
 def test_lanes_of_the_index_make_the_order(tmp_path):

@@ -24,7 +24,7 @@ VERBS = {
     "restore": "fill in, enlarge, deblur, denoise or colour damaged images",
     "compress": "turn images into a small file that the same run decodes",
     "decompress": "turn such a file into its images",
-    "data": "make pairs of images, such as clouded and clear ones",
+    "data": "pack images as shards; make pairs, such as clouded and clear ones",
     "bench": "measure how fast this machine is, and what to change",
     "info": "say what a run, checkpoint or set of images is",
     "demo": "train on real images and write a report, in minutes",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 WHAT = {
+    "pack": "write images as tar shards with checksums, to train on them as a stream",
     "clouds": "draw clouds and shadows over images: pairs to learn or to test restoration with",
 }
 _USAGE = "usage: sfumato data WHAT [OPTIONS]    (sfumato data WHAT --help tells its options)"

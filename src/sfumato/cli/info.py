@@ -21,7 +21,7 @@ class InfoOptions:
     """Options of `sfumato info`."""
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
-    """A run's folder, a checkpoint folder, images (folder, zip, array, IDX), or a .sfu file."""
+    """A run's folder, a checkpoint folder, images (folder, zip, array, IDX, shards), or a .sfu."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,6 +34,11 @@ def run(arguments: Sequence[str]) -> int:
     if path.is_dir() and (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path} looks like a run, but its config.toml is missing")
     if path.is_file() and _print_compressed(path):
+        return 0
+    from sfumato.data.shards.places import holds_shards
+
+    if holds_shards(options.path):
+        _print_shards(options.path)
         return 0
     from sfumato.data.pairs import holds_pairs, open_pairs
     from sfumato.data.pixels import UnknownRangeError, range_option
@@ -59,6 +64,19 @@ def run(arguments: Sequence[str]) -> int:
         if not (path.is_dir() or path.suffix.lower() == ".zip") or not _print_mixture(path):
             raise
     return 0
+
+
+def _print_shards(path: str) -> None:
+    """Print what tar shards hold."""
+    from sfumato.data.pairs import open_pairs
+    from sfumato.data.shards.opening import shard_pairs
+    from sfumato.data.sources import class_names, open_images
+
+    pairs = shard_pairs(path)
+    print((open_pairs if pairs else open_images)(path).describe())
+    if pairs:
+        print("To learn targets given inputs: --condition image")
+    _print_classes(class_names(path))
 
 
 def _print_compressed(path: Path) -> bool:

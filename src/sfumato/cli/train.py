@@ -88,7 +88,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def findable(path: str) -> str:
     """Return the path so that --resume finds it from any working directory."""
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
+    from sfumato.data.shards.places import absolute, holds_shards
+
+    if path and Path(path).exists():
+        return str(Path(path).resolve())
+    return absolute(path) if path and holds_shards(path) else path
 
 
 def _resume(arguments: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sfumato.data.pixels import PixelFormat, from_model, to_model
     from sfumato.data.reader import as_arrays
     from sfumato.data.save import default_suffix, save_image, save_images
+    from sfumato.data.shards.opening import open_shards
     from sfumato.data.sources import open_images
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "one_pass",
     "open_images",
     "open_pairs",
+    "open_shards",
     "save_image",
     "save_images",
     "to_model",
@@ -54,6 +56,7 @@ _HOME = {
     "save_image": "save",
     "save_images": "save",
     "open_images": "sources",
+    "open_shards": "shards.opening",
 }
 
 

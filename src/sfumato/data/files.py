@@ -59,7 +59,7 @@ class FileImages(Images):
         headers, complaints = read_headers(container, names, shaping.alpha)
         check_share(complaints, len(names), self.source)
         self._names = list(headers)
-        self._shape, self._dtype = _common_shape(headers, shaping, self.source)
+        self._shape, self._dtype = common_shape(headers, shaping, self.source)
 
         value_range = shaping.value_range
         small = len(names) <= VERIFY_FILES and sum(map(container.size, names)) <= VERIFY_BYTES
@@ -103,6 +103,12 @@ class FileImages(Images):
                 )
             out[place] = image
         return out
+
+    def stored(self, i: int) -> tuple[str, bytes]:
+        """Name and bytes of the file of image i, as they are."""
+        name = self._names[i]
+        with self._container.open(name) as stream:
+            return name, stream.read()
 
     def _decode(self, name: str) -> NDArray[Any]:
         """One image in the common shape and depth."""
@@ -190,7 +196,7 @@ def read_headers(
     return headers, complaints
 
 
-def _common_shape(
+def common_shape(
     headers: Mapping[str, Header], shaping: Shaping, where: str
 ) -> tuple[tuple[int, int, int], Dtype]:
     """[C, H, W] and dtype of every image, or DataError with the kinds found and what to do."""

@@ -58,6 +58,14 @@ class Images(ABC):
     def read(self, indices: Indices) -> NDArray[Any]:
         """Raw images [n, C, H, W] of `format.dtype`; UnreadableImageError names a broken file."""
 
+    def representative(self) -> Images:
+        """These images, or some that stand for them where reading any of all would cost much."""
+        return self
+
+    def stored(self, i: int) -> tuple[str, bytes] | None:
+        """Name and bytes of the file that holds image i alone; None where there is no such file."""
+        return None
+
     def names(self, i: int) -> str:
         """The name of image i, for messages and reports."""
         return f"{self.source}[{i}]"
@@ -106,6 +114,10 @@ class Subset(Images):
         except UnreadableImageError as error:
             place = int(places[np.flatnonzero(self._indices[places] == error.index)[0]])
             raise UnreadableImageError(str(error), place) from error
+
+    def stored(self, i: int) -> tuple[str, bytes] | None:
+        """The file of this image in the whole set."""
+        return self._images.stored(int(self._indices[i]))
 
     def names(self, i: int) -> str:
         """The name the whole set gives to this image."""

@@ -159,7 +159,10 @@ class Batches(Iterator[Batch]):
     def _make(self, start: int) -> Batch:
         index, mirror = stream(len(self._images), self._seed, start, self.batch_size)
         raw, used = self._reader.read(index)
-        batch = _batch(self._images, raw, used, self._labels)
+        return self._finish(_batch(self._images, raw, used, self._labels), mirror)
+
+    def _finish(self, batch: Batch, mirror: NDArray[np.bool_]) -> Batch:
+        """Mirror the images that are to be, and put the batch where a GPU copies from."""
         if self._flip:
             chosen = torch.from_numpy(mirror)
             for x in (batch.x, batch.condition):

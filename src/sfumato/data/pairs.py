@@ -18,6 +18,9 @@ from sfumato.data.files import image_names
 from sfumato.data.images import Images, Indices, Subset, digest
 from sfumato.data.pixels import PixelFormat
 from sfumato.data.shaping import Fit
+from sfumato.data.shards.images import ShardImages
+from sfumato.data.shards.opening import open_shards
+from sfumato.data.shards.places import holds_shards
 from sfumato.data.sources import Opening
 from sfumato.errors import DataError
 
@@ -130,8 +133,11 @@ def open_pairs(
     labels: bool = False,
     channels: int | None = None,
     input_channels: int | None = None,
-) -> Pairs:
+) -> Pairs | ShardImages:
     """Pairs of the folders input/ and target/ in `path`, or its arrays input.npy and target.npy.
+
+    Also tar shards of pairs, that `sfumato data pack` wrote or that hold KEY.input.png beside
+    KEY.target.png.
 
     Files are partners where their paths are equal but for the suffix, arrays' images by place. The
     options are those of `open_images`, for both sides; value_range, labels and channels concern
@@ -147,8 +153,21 @@ def pairs_of(
     opening: Opening,
     input_range: tuple[float, float] | None = None,
     input_channels: int | None = None,
-) -> Pairs:
-    """The pairs of a folder, its targets opened so; see `open_pairs`."""
+) -> Pairs | ShardImages:
+    """The pairs of a folder or of shards, their targets opened so; see `open_pairs`."""
+    if holds_shards(str(path)):
+        return open_shards(
+            path,
+            size=opening.size,
+            fit=opening.fit,
+            alpha=opening.alpha,
+            value_range=opening.value_range,
+            labels=opening.labels,
+            channels=opening.channels,
+            pairs=True,
+            input_range=input_range,
+            input_channels=input_channels,
+        )
     where = Path(path)
     suffix = _kind(where)
     sides = [where / f"{side}{suffix}" for side in (INPUT, TARGET)]

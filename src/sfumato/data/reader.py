@@ -32,7 +32,8 @@ class Reader:
         self._cache: NDArray[Any] | None = None
         if not images.resident and len(images) * images.format.nbytes <= cache_bytes:
             self._cache = np.empty((len(images), *images.format.shape), images.format.dtype)
-        self._cached = np.zeros(len(images), np.bool_)
+        # A byte an image would be much for a stream of billions, which is never cached.
+        self._cached = np.zeros(0 if self._cache is None else len(images), np.bool_)
         self._replaced: dict[int, int] = {}
         self._broken: dict[int, str] = {}
 

@@ -37,21 +37,25 @@ def save_image(array: NDArray[Any], fmt: PixelFormat, path: str | Path) -> Path:
     Raises DataError for a file type that cannot hold it exactly.
     """
     path = Path(path)
+    write_bytes(path, encode_image(array, fmt, path))
+    return path
+
+
+def encode_image(array: NDArray[Any], fmt: PixelFormat, path: str | Path) -> bytes:
+    """Return the bytes that `save_image` writes, by the suffix of `path`; it raises the same."""
+    path = Path(path)
     if array.shape[0] != fmt.channels or str(array.dtype) != fmt.dtype or array.ndim != 3:
         raise ValueError(
             f"expected a raw {fmt.describe()} image, got {array.dtype} of shape {array.shape}"
         )
     suffix = path.suffix.lower()
     if suffix == ".png":
-        data = _png(array)
-    elif suffix in (".tif", ".tiff"):
-        data = _tiff(array)
-    elif suffix == ".npy":
-        data = _bytes_of(lambda stream: np.save(stream, array, allow_pickle=False))
-    else:
-        raise DataError(f"{path}: images are written as {', '.join(_WRITTEN)}, not as {suffix!r}")
-    write_bytes(path, data)
-    return path
+        return _png(array)
+    if suffix in (".tif", ".tiff"):
+        return _tiff(array)
+    if suffix == ".npy":
+        return _bytes_of(lambda stream: np.save(stream, array, allow_pickle=False))
+    raise DataError(f"{path}: images are written as {', '.join(_WRITTEN)}, not as {suffix!r}")
 
 
 def save_images(

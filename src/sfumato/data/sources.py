@@ -16,6 +16,8 @@ from sfumato.data.images import Images, Subset
 from sfumato.data.labels import file_labels
 from sfumato.data.reader import as_arrays
 from sfumato.data.shaping import Fit
+from sfumato.data.shards.opening import open_shards, shard_classes
+from sfumato.data.shards.places import holds_shards
 from sfumato.errors import DataError
 
 __all__ = ["Images", "InMemory", "Opening", "Subset", "as_arrays", "class_names", "open_images"]
@@ -37,6 +39,16 @@ class Opening:
 
     def images(self, path: str | Path) -> Images:
         """The images there; raises what `open_images` does."""
+        if holds_shards(str(path)):
+            return open_shards(
+                path,
+                size=self.size,
+                fit=self.fit,
+                alpha=self.alpha,
+                value_range=self.value_range,
+                labels=self.labels,
+                channels=self.channels,
+            )
         where = Path(path)
         shaping = Shaping(self.size, self.fit, self.alpha, self.channels, self.value_range)
         images = _open(str(path), shaping, self.layout, self.labels)
@@ -58,7 +70,9 @@ def open_images(
     labels: bool = False,
     channels: int | None = None,
 ) -> Images:
-    """Images of a folder tree, zip, .npy, .npz or IDX file, or a built-in set by name.
+    """Images of a folder tree, zip, .npy, .npz, IDX file, tar shards, or a built-in set by name.
+
+    Shards are a folder of .tar files, a pattern like shards/{000..099}.tar, or a URL of either.
 
     size: (height, width) to bring every image to, needed when sizes are mixed; fit: crop (scale
     the short side, keep the centre), stretch, or strict (mismatch is an error). alpha: drop it or
@@ -79,6 +93,8 @@ def class_names(
     """Names of the classes that labels=True would find at this path; none where it would fail."""
     where = Path(path)
     try:
+        if holds_shards(str(path)):
+            return shard_classes(path) or open_shards(path, labels=True).classes
         if where.is_dir() or where.suffix.lower() == ".zip":
             container = Folder(where) if where.is_dir() else Archive(where)
             return file_labels(container, image_names(container))[1]
@@ -104,8 +120,8 @@ def _open(name: str, shaping: Shaping, layout: Layout | None, labels: bool) -> I
         array, array_labels = open_idx(path, labels)
     else:
         raise DataError(
-            f"{path}: expected a folder, a .zip, .npy, .npz or IDX file (also .gz), got a file of "
-            "another kind; for image files give the folder that holds them"
+            f"{path}: expected a folder, a .zip, .npy, .npz or IDX file (also .gz), or tar shards, "
+            "got a file of another kind; for image files give the folder that holds them"
         )
     return InMemory(
         array,
@@ -127,8 +143,8 @@ def _builtin(name: str, shaping: Shaping, labels: bool) -> Images:
         near = difflib.get_close_matches(Path(name).name, _neighbours(Path(name)), 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise DataError(
-            f"no such data: {name}; {hint}expected a folder, .zip, .npy, .npz or IDX file, or the "
-            f"built-in {' or '.join(BUILTIN)}"
+            f"no such data: {name}; {hint}expected a folder, .zip, .npy, .npz or IDX file, tar "
+            f"shards, or the built-in {' or '.join(BUILTIN)}"
         )
     return fashion_mnist("train" if name == BUILTIN[0] else "test", shaping, labels=labels)
 

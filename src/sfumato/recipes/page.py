@@ -45,11 +45,11 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
     model = run.model()
     count = run.config.run.report_samples
     with _timed(timings, "sampling"):
-        source = run.test_set or run.images_set
+        source = (run.test_set or run.images_set).representative()
         samples = to_model(_draw(model, source, count), model.format)
     with _timed(timings, "measuring"):
-        training = RealImages(run.images_set)
-        held_out = None if run.test_set is None else RealImages(run.test_set)
+        training = RealImages(run.images_set.representative())
+        held_out = None if run.test_set is None else RealImages(run.test_set.representative())
         frechet, warnings = measuring.frechet(samples, training, held_out)
         asked = model.classes_for(range(_SEED, _SEED + count))
         if len(run.images_set.classes) > 1:

@@ -66,6 +66,7 @@ def answered(
 
 def picked(source: Images, count: int) -> tuple[Tensor, Tensor]:
     """Return a fair pick of at most `count` pairs: inputs and targets, [n, ., H, W] in [-1, 1]."""
+    source = source.representative()
     reader = Reader(records(source), cache_bytes=0)
     return _read(source, reader, spread(len(source), min(count, len(source))))
 

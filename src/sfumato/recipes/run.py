@@ -28,6 +28,7 @@ from sfumato.recipes.run_data import (
     open_to_measure,
     remark,
     sigma_data_of,
+    stream_of,
 )
 from sfumato.recipes.run_log import RunLog
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
@@ -226,7 +227,7 @@ class Run:
         """Train to the end, yielding every step; closing the iterator saves a checkpoint."""
         if self.finished:
             return
-        batches = Batches(
+        batches = stream_of(
             self.images_set,
             self.recipe.batch,
             self.recipe.seed,

@@ -24,7 +24,8 @@ class DataConfig:
     """Where the images are and how they become one shape."""
 
     data: str = ""
-    """A folder, zip, .npy, .npz or IDX file of images, or fashion-mnist:train (built in)."""
+    """A folder, zip, .npy, .npz or IDX file of images, tar shards (a folder, pattern or URL), or
+    fashion-mnist:train (built in)."""
     test: str = ""
     """Images held out of training, of the same kind: the report measures against them."""
     size: tuple[int, int] | None = None

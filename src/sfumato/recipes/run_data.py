@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from sfumato.data.images import Images, Subset
-from sfumato.data.loader import one_pass
+from sfumato.data.loader import Batches, one_pass
 from sfumato.data.pairs import holds_pairs, pairs_of
+from sfumato.data.shards.batches import ShardBatches
+from sfumato.data.shards.images import ShardImages
 from sfumato.data.sources import Opening
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.run_config import DataConfig
@@ -39,6 +41,24 @@ def open_data(config: DataConfig, path: str) -> Images:
             "or leave them out"
         )
     return opening.images(path)
+
+
+def stream_of(
+    images: Images,
+    batch: int,
+    seed: int,
+    *,
+    position: int,
+    flip: bool,
+    labels: bool,
+    pinned: bool = False,
+) -> Batches:
+    """Return the endless stream of training batches, from shards where the images are in such."""
+    if isinstance(images, ShardImages):
+        return ShardBatches(
+            images, batch, seed, position=position, flip=flip, labels=labels, pinned=pinned
+        )
+    return Batches(images, batch, seed, position=position, flip=flip, labels=labels, pinned=pinned)
 
 
 def remark(config: DataConfig) -> str | None:
@@ -104,10 +124,11 @@ def check_sets(images: Images, test: Images | None) -> None:
 
 def sigma_data_of(images: Images, say: Callable[[str], None]) -> float:
     """Measure the standard deviation of the images in [-1, 1], of about 10,000 where more."""
-    step = -(-len(images) // _SIGMA_DATA_IMAGES)
-    chosen = images if step == 1 else Subset(images, range(0, len(images), step))
+    some = images.representative()
+    step = -(-len(some) // _SIGMA_DATA_IMAGES)
+    chosen = some if step == 1 else Subset(some, range(0, len(some), step))
     value = round(measure_sigma_data(batch.x for batch in one_pass(chosen, 256)), 4)
-    of = "" if step == 1 else f" of {len(chosen):,} images"
+    of = "" if chosen is images else f" of {len(chosen):,} images"
     say(f"sigma_data {value:g}: the standard deviation{of} in [-1, 1]")
     return value
 

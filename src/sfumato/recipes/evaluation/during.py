@@ -56,6 +56,7 @@ class Evaluation:
         self.seconds = 0.0
         self._measured: list[tuple[float, int]] = []
         self._log, self._progress, self._say = log, progress, say
+        real = real.representative()
         self._images, self._real = real, Stored(real, name, _REFERENCE)
         self._extractor = extractor_of(features, real=self._real)
         self._folder, self._cache = folder, Cache(folder / "evaluation" / "cache")

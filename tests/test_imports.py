@@ -20,7 +20,7 @@ SOURCE = Path(sfumato.__file__).parent
 
 # A file imports from rows above its own. `errors` is for everybody.
 ROWS = [
-    {"files", "gaussian", "noise", "placement", "randomness", "networks", "speed"},
+    {"files", "gaussian", "noise", "placement", "processes", "randomness", "networks", "speed"},
     {"protocols", "diffusion"},
     {"denoiser", "parameterization", "solvers", "guidance"},
     {"sampling"},

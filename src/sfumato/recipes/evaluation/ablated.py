@@ -17,7 +17,7 @@ from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import compare
 from sfumato.recipes.evaluation.job import Places, of_run
 from sfumato.recipes.evaluation.outcome import number
-from sfumato.recipes.evaluation.processes import Processes
+from sfumato.processes import Processes
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet, pixels
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial

@@ -24,7 +24,7 @@ from sfumato.recipes.evaluation.opening import (
 from sfumato.recipes.evaluation.outcome import Outcome
 from sfumato.recipes.evaluation.page import add_to_report, write_page
 from sfumato.recipes.evaluation.plan import Reference
-from sfumato.recipes.evaluation.processes import Processes, joined, own_device
+from sfumato.processes import Processes, joined, own_device
 from sfumato.recipes.evaluation.provenance import key_of, provenance
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet, Stored, check_alike
 from sfumato.recipes.evaluation.settings import DISTANCES, Settings

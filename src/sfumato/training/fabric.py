@@ -7,7 +7,9 @@ each process's own (those of one process differ from those of several).
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -80,7 +82,9 @@ class FabricTeam(Team):
 
     def passing(self, *, last: bool) -> AbstractContextManager[object]:
         """Exchange gradients after the last pass; with FSDP2 after each, which keeps only parts."""
-        if self.sharded or last:
+        if self.sharded:
+            return _without_warnings()
+        if last:
             return nullcontext()
         return self._fabric.no_backward_sync(self._module)
 
@@ -92,6 +96,14 @@ class FabricTeam(Team):
         sizes = [len(share(self.batch, rank, self.count)) for rank in range(self.count)]
         together = [p[:, 1 : 1 + size] for p, size in zip(parts, sizes, strict=True)]
         return float(parts[:, 0, 0].mean()), torch.cat(together, 1).to(rows)
+
+
+@contextmanager
+def _without_warnings() -> Generator[None]:
+    """Nothing is done in place to what the network returns, which FSDP2 warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        yield
 
 
 def check_batch(batch: int, count: int, micro_batch: int) -> None:

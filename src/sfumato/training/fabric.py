@@ -82,11 +82,17 @@ class FabricTeam(Team):
 
     def passing(self, *, last: bool) -> AbstractContextManager[object]:
         """Exchange gradients after the last pass; with FSDP2 after each, which keeps only parts."""
-        if self.sharded:
-            return _without_warnings()
-        if last:
-            return nullcontext()
-        return self._fabric.no_backward_sync(self._module)
+        return self._passing(last)
+
+    @contextmanager
+    def _passing(self, last: bool) -> Generator[None]:
+        waiting = not (self.sharded or last)
+        with warnings.catch_warnings():
+            # Nothing is done in place to what the network returns; a copy of strides is cheap.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+            warnings.filterwarnings("ignore", "Grad strides do not match")
+            with self._fabric.no_backward_sync(self._module) if waiting else nullcontext():
+                yield
 
     def joint(self, loss: float, rows: Tensor) -> tuple[float, Tensor]:
         """Return the mean of the processes' losses, and rows [k, n] of all in order."""
@@ -96,14 +102,6 @@ class FabricTeam(Team):
         sizes = [len(share(self.batch, rank, self.count)) for rank in range(self.count)]
         together = [p[:, 1 : 1 + size] for p, size in zip(parts, sizes, strict=True)]
         return float(parts[:, 0, 0].mean()), torch.cat(together, 1).to(rows)
-
-
-@contextmanager
-def _without_warnings() -> Generator[None]:
-    """Nothing is done in place to what the network returns, which FSDP2 warns of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-        yield
 
 
 def check_batch(batch: int, count: int, micro_batch: int) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sfumato.training.ema import Ema
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -38,6 +40,10 @@ class Team:
     count = 1
     sharded = False
     """Whether each process holds a part of every weight only."""
+
+    def take(self, network: nn.Module) -> Ema | None:
+        """Prepare a network for training; return its average where that must be made now."""
+        del network
 
     def rows(self, here: int) -> Rows:
         """Return which rows of the step's batch the `here` images are that this process was fed."""

@@ -103,7 +103,9 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     for note in model.notes:
         say(f"note: {note}")
     out = options.out or model.run / "likelihood"
-    processes.check_same(model.fingerprint, "weights", "a run must not train on while it is measured")
+    processes.check_same(
+        model.fingerprint, "weights", "a run must not train on while it is measured"
+    )
     if processes.from_first(lambda: (out / "likelihood.json").exists()) and not options.force:
         raise ConfigError(f"{out} holds results already: --force replaces them, or another --out")
     cache = Cache(options.cache or model.run / "evaluation" / "cache")

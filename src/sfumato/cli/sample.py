@@ -84,7 +84,9 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
     set_threads(options.threads)
     device = own_device(pick_device(options.device))
     model = load(options.run, weights=options.weights, device=device)
-    processes.check_same(model.fingerprint, "weights", "a run must not train on while it is sampled")
+    processes.check_same(
+        model.fingerprint, "weights", "a run must not train on while it is sampled"
+    )
     for note in model.notes:
         say(f"note: {note}")
     model = model.with_precision(options.precision)

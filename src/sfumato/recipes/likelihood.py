@@ -122,9 +122,10 @@ class Measurer:
     def __init__(
         self, model: Model, asked: Asked, cache: Cache, processes: Processes | None = None
     ) -> None:
-        """Several `processes` compute their batches, and read those of all from the cache. Raises ConfigError for a model of floating-point images, which have no pixel's bins.
+        """Several `processes` compute their batches, and read those of all from the cache.
 
-        Also for a variance asked of a model that has learned its own.
+        Raises ConfigError for a model of floating-point images, which have no pixel's bins, or for
+        a variance asked of a model that has learned its own.
         """
         build.adapt(model.recipe, model.network, variance=asked.variance)
         levels = model.format.levels

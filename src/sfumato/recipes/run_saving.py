@@ -60,7 +60,8 @@ class Saver:
     """Saves one session's checkpoints: regularly, after a rollback, and at the end.
 
     Only states between two steps are saved, and only finite ones. `position`: images handed out by
-    the data. Of several `processes` the first saves, or all their parts. `best`: the step that measures best so far, if any was measured; it is saved and kept.
+    the data. Of several `processes` the first saves, or each its parts. `best`: the step that
+    measures best so far, if any was measured; it is saved and kept.
     """
 
     def __init__(

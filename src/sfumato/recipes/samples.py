@@ -32,7 +32,8 @@ def refuse_used(folder: Path) -> None:
 class SampleWriter:
     """Writes images as they come to a new or empty folder; `close` adds grid.png and sample.toml.
 
-    Several `processes` write their own images; the first adds the rest for all. ConfigError for a folder that holds files, or a sampler or class the model does not know.
+    Several `processes` write their own images; the first adds the rest for all. ConfigError for a
+    folder that holds files, or a sampler or class the model does not know.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class SampleWriter:
             return grid
         self.count = sum(count for count, _ in everyones)
         found = {place: images for _, theirs in everyones for place, images in theirs.items()}
-        shown = to_model(np.concatenate([found[place] for place in sorted(found)]), self.model.format)
+        shown = to_model(
+            np.concatenate([found[place] for place in sorted(found)]), self.model.format
+        )
         save_png(image_grid(shown), grid)
         write_text(self.folder / "sample.toml", tomli_w.dumps(self._record(seconds)))
         return grid

@@ -130,12 +130,16 @@ def load_checkpoint(path: Path, *, training: bool, parts: bool = False) -> Check
 
 
 def _in_parts(path: Path, about: dict[str, Any], training: bool, parts: bool) -> Checkpoint:
-    wanted = _SMALL if parts else ("ema.", "network.", "optimizer.", *_SMALL) if training else ("ema.",)
+    wanted = (
+        _SMALL if parts else ("ema.", "network.", "optimizer.", *_SMALL) if training else ("ema.",)
+    )
     found = read_parts(path, about["files"], wanted, verify=not parts)
     tensors = {"ema": part_of(found, "ema.")}
     if training:
         tensors["network"] = part_of(found, "network.")
-        tensors["training"] = {k: t for k, t in found.items() if k.startswith((*_SMALL, "optimizer."))}
+        tensors["training"] = {
+            k: t for k, t in found.items() if k.startswith((*_SMALL, "optimizer."))
+        }
     return replace(_loaded(path, about, tensors, training), unread=parts)
 
 
@@ -273,7 +277,7 @@ def _about(state: TrainState, describe: Mapping[str, Any], position: int) -> dic
 
 
 def _training_tensors(state: TrainState) -> dict[str, Tensor]:
-    """What only training needs: the optimizer's state as optimizer.<parameter>.<what>, the losses."""
+    """What only training needs: the optimizer's state by names, the losses by level."""
     moments = moments_of(state.optimizer, state.network)
     rest = {f"optimizer.{name}": tensor for name, tensor in moments.items()}
     rest["statistics.borders"] = state.statistics.borders

@@ -28,7 +28,7 @@ def write_parts(
     `about` is its description, without the files. CheckpointError in all of them where one cannot
     write.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import hf_storage, state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
     folder: list[FolderWriter] = []
@@ -51,9 +51,11 @@ def write_parts(
 
     place = Path(processes.from_first(start))
     try:
-        writer = checkpoint.HuggingFaceStorageWriter(str(place), save_distributed=True)
+        writer = hf_storage.HuggingFaceStorageWriter(str(place), save_distributed=True)
         try:
-            checkpoint.save(dict(tensors), storage_writer=writer, process_group=processes.group)
+            state_dict_saver.save(
+                dict(tensors), storage_writer=writer, process_group=processes.group
+            )
         except CheckpointException as error:
             first = next(iter(error.failures.values()))[0]
             if is_loss(first):
@@ -79,10 +81,10 @@ def read_parts(
     if verify:
         for name, expected in files.items():
             verify_file(path / f"{name}.safetensors", expected)
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import hf_storage
 
     try:
-        found = checkpoint.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        found = hf_storage.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except Exception as error:
         raise CheckpointError(f"{path} has unreadable parts: {error}") from error
     described: dict[str, Any] = {k: v for k, v in found.items() if k.startswith(tuple(prefixes))}
@@ -96,14 +98,14 @@ def fill_from_parts(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises CheckpointError where names or shapes are others.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import hf_storage, state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
 
-    reader = checkpoint.HuggingFaceStorageReader(str(path))
+    reader = hf_storage.HuggingFaceStorageReader(str(path))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            checkpoint.load(dict(tensors), storage_reader=reader, no_dist=True)
+            state_dict_loader.load(dict(tensors), storage_reader=reader, no_dist=True)
     except (CheckpointException, RuntimeError, ValueError, OSError) as error:
         told = error
         if isinstance(error, CheckpointException):

@@ -40,7 +40,7 @@ class TrainState:
 
     @classmethod
     def start(cls, network: nn.Module, plan: Plan, ema: Ema | None = None) -> TrainState:
-        """Return the state before the first step; `ema` is the average where that is made already."""
+        """Return the state before the first step; `ema` where the average is made already."""
         limits, noise = plan.adapt(network).range, plan.noise
         history = None
         if isinstance(noise, LossAware):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -113,17 +114,16 @@ def shared(
 ) -> Iterator[tuple[int, RawImages]]:
     """Yield this process's images as (place among all, images), whole network batches in turn.
 
-    One process draws what `Model.samples` draws; several the same pictures between them.
+    One process draws what `Model.samples` draws; several the same pictures between them. Raises
+    ConfigError, at the call, for what the model cannot do.
     """
+    everything = model.samples(seeds, label=label, sampler=sampler)
+    size = sampler.batch
     if processes.count == 1:
-        place = 0
-        for images in model.samples(seeds, label=label, sampler=sampler):
-            yield place, images
-            place += len(images)
-        return
-    for place in filter(
-        lambda place: processes.mine(place // sampler.batch), range(0, len(seeds), sampler.batch)
-    ):
-        part = seeds[place : place + sampler.batch]
-        for images in model.samples(part, label=label, sampler=sampler):
-            yield place, images
+        return zip(itertools.count(0, size), everything, strict=False)
+    mine = (p for p in range(0, len(seeds), size) if processes.mine(p // size))
+    return (
+        (place, images)
+        for place in mine
+        for images in model.samples(seeds[place : place + size], label=label, sampler=sampler)
+    )

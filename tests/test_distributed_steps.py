@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -178,7 +179,7 @@ def test_draws_for_rows_are_those_of_the_batch() -> None:
 
 def test_without_fabric_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lightning_fabric", "lightning", "lightning.fabric"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"sfumato\[distributed\]"):
         import_fabric()
 

@@ -129,7 +129,7 @@ def meeting() -> Generator[None]:
             raise
         raise ProcessLostError(
             "another process of this job has ended or cannot be reached, so this one stops too; "
-            f"look above for what that one said ({str(error).splitlines()[0][:160]})"
+            f"look for what that one said ({str(error).splitlines()[0][:160]})"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def train(
     """
     from tqdm import tqdm
 
-    from sfumato.processes import joined
+    from sfumato.processes import ProcessLostError, joined
     from sfumato.recipes.environment import pick_device
     from sfumato.recipes.run import Run
 
@@ -138,9 +139,14 @@ def train(
         run = Run.open(config, place, resume=resume, say=tqdm.write, processes=processes)
         if processes.count > 1:
             say(f"{processes.count} processes share each batch of {run.recipe.batch} images")
-        if not run.finished and (signal := _train(run, say)):
-            say(f"stopped by {signal} at image {run.images:,}; to continue: "
-                f"sfumato train --resume {place}")  # fmt: skip
+        try:
+            signal = None if run.finished else _train(run, say)
+        except ProcessLostError as error:
+            raise ProcessLostError(
+                f"{error}. The run is as it was at its newest checkpoint; to continue, with any "
+                f"number of processes: sfumato train --resume {place}"
+            ) from error
+        if signal:
             return 130
         say(f"trained on {run.images:,} images in {duration(run.seconds)}")
         if config.run.report:
@@ -157,7 +163,7 @@ def _silent(text: str) -> None:
 
 
 def _train(run: Run, say: Callable[[str], None]) -> str | None:
-    """Take all steps; return the signal's name where one stopped them."""
+    """Take all steps; return the signal's name where one stopped them, having said so."""
     from tqdm import tqdm
 
     from sfumato.training.interruption import Interruption
@@ -188,7 +194,15 @@ def _train(run: Run, say: Callable[[str], None]) -> str | None:
             bar.update(record.images - bar.n)
             if interruption.requested:
                 run.interrupt()
-    return (interruption.name or "another process") if run.interrupted else None
+        bar.close()
+        signal = (interruption.name or "a signal to another process") if run.interrupted else None
+        if signal:
+            say(f"stopped by {signal} at image {run.images:,}; to continue: "
+                f"sfumato train --resume {run.folder}")  # fmt: skip
+            sys.stdout.flush()
+        # Whoever leaves first has the launcher end the others: all is saved and said by then.
+        run.processes.wait()
+    return signal
 
 
 def _pace(rate: float, left: float | None) -> str:

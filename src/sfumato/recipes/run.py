@@ -115,7 +115,7 @@ class Run:
         self.device = own_device(pick_device(config.run.device))
         tune_device(self.device)
         self.progress = Progress(config.recipe.images, config.run.minutes * 60)
-        self.interrupted = False
+        self.interrupted = self._wished = False
         if config.recipe.process.sigma_data is None:
             measured = processes.from_first(lambda: sigma_data_of(images, self.say))
             process = replace(config.recipe.process, sigma_data=measured)
@@ -211,8 +211,12 @@ class Run:
         return self.progress.share >= 1
 
     def interrupt(self) -> None:
-        """Stop after the step at hand (the next good one), keeping a checkpoint."""
-        self.interrupted = True
+        """Stop after the step at hand (the next good one), keeping a checkpoint.
+
+        Of several processes one may ask: all stop after the step in which they hear of it.
+        """
+        self._wished = True
+        self.interrupted = self.interrupted or self.processes.count == 1
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint says about itself: enough to sample and to resume."""
@@ -267,7 +271,7 @@ class Run:
         with batches, self.log.opened(tensorboard=run.tensorboard), meeting():
             try:
                 for step in steps:
-                    record, self.interrupted = agreed(processes, step, self.interrupted)
+                    record, self.interrupted = agreed(processes, step, self._wished)
                     self._note(record, batches)
                     saver.note(self.position)
                     if record.rolled_back and measuring:

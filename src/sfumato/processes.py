@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 # Work between two meetings may take hours; that a process has died is noticed at once all the same.
 _PATIENCE = timedelta(days=1)
-_MEETING = timedelta(minutes=10)
+# Of gradients, which wait for a process that measures the model or writes it down.
+_GRADIENTS = timedelta(hours=2)
 
 
 class ProcessLostError(SfumatoError):
@@ -174,9 +175,9 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
     try:
         if device == "cuda":
             torch.cuda.set_device(own_device("cuda"))
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(minutes=30))
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_GRADIENTS)
         else:
-            dist.init_process_group("gloo", timeout=_MEETING)
+            dist.init_process_group("gloo", timeout=_GRADIENTS)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise ConfigError(
@@ -186,7 +187,6 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
         ) from error
     processes = Processes(dist.get_rank(), dist.get_world_size(), local)
     try:
-        # Joining is done within minutes or not at all; afterwards waiting is no sign of trouble.
         with meeting():
             processes.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         yield processes

@@ -94,14 +94,17 @@ class FabricTeam(Team):
             with self._fabric.no_backward_sync(self._module) if waiting else nullcontext():
                 yield
 
-    def joint(self, loss: float, rows: Tensor) -> tuple[float, Tensor]:
-        """Return the mean of the processes' losses, and rows [k, n] of all in order."""
-        told = torch.cat([rows.new_full((len(rows), 1), loss), rows], 1)
-        told = nn.functional.pad(told, (0, self._most - rows.shape[1]))
-        parts = self.processes.stacked(told)  # [processes, k, 1 + most]
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a number over the processes, where it lives."""
+        return self._fabric.all_reduce(value, reduce_op="mean")
+
+    def joint(self, rows: Tensor) -> Tensor:
+        """Return rows [k, n] of all processes in order, on the host."""
+        parts = self.processes.stacked(
+            nn.functional.pad(rows, (0, self._most - rows.shape[1]))
+        )  # [processes, k, most]
         sizes = [len(share(self.batch, rank, self.count)) for rank in range(self.count)]
-        together = [p[:, 1 : 1 + size] for p, size in zip(parts, sizes, strict=True)]
-        return float(parts[:, 0, 0].mean()), torch.cat(together, 1).to(rows)
+        return torch.cat([p[:, :n] for p, n in zip(parts, sizes, strict=True)], 1).to(rows)
 
 
 def check_batch(batch: int, count: int, micro_batch: int) -> None:

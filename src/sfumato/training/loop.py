@@ -232,9 +232,7 @@ def _update(state: TrainState, plan: Plan, rate: float, begun: _Begun, *, checke
     optimizer.zero_grad(set_to_none=True)
 
 
-def _begin(
-    state: TrainState, batch: ImageBatch, plan: Plan, team: Team, step: int
-) -> _Begun:
+def _begin(state: TrainState, batch: ImageBatch, plan: Plan, team: Team, step: int) -> _Begun:
     """Leave the gradient of the batch's mean loss in the parameters, without waiting for it."""
     if not state.network.training:
         state.network.train()

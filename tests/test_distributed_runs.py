@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,24 +98,6 @@ def _runs(processes: Processes, folder: Path) -> dict[str, Any]:
     return {"said": said, "refused": refused}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    data = array_file(folder)
-    np.save(folder / "images-0.npy", np.load(data))
-    np.save(folder / "images-1.npy", np.load(data)[::-1])
-    alone = Processes()
-    whole(opened(folder / "one", data, alone))
-    for name in ("for-ddp", "for-fsdp"):
-        half(opened(folder / name, data, alone))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def told(folder: Path) -> list[dict[str, Any]]:
-    return together(_runs, folder)
-
-
 def assert_alike(folder: Path, other: Path) -> None:
     """The same losses to 1e-5, and the same states as closely."""
     for mine, theirs in zip(log_of(folder), log_of(other), strict=True):
@@ -131,55 +112,55 @@ def assert_alike(folder: Path, other: Path) -> None:
             assert torch.allclose(tensor, b[key], rtol=1e-3, atol=1e-5), (part, key)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "for-ddp", "for-fsdp", "fsdp-ddp", "ddp-fsdp"])
-def test_two_processes_train_the_run_of_one(folder: Path, told: list[Any], name: str) -> None:
-    assert_alike(folder / name, folder / "one")
-    parts = [file.name for file in latest_checkpoint(folder / name).path.glob("shard-*")]
-    assert len(parts) == (2 if name.endswith("fsdp") else 0)
-    # Pictures on the way come from the first process alone, also where weights are in parts.
-    made = {path.name for path in (folder / name / "samples").glob("*.png")}
-    assert made == {path.name for path in (folder / "one" / "samples").glob("*.png")}
+def test_runs_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Whole, resumed by one and by two, in copies (DDP) and in parts (FSDP2); one start for all."""
+    folder, data, alone = tmp_path, array_file(tmp_path), Processes()
+    np.save(folder / "images-0.npy", np.load(data))
+    np.save(folder / "images-1.npy", np.load(data)[::-1])
+    whole(opened(folder / "one", data, alone))
+    for name in ("for-ddp", "for-fsdp"):
+        half(opened(folder / name, data, alone))
+    told = together(_runs, folder)
 
-
-@pytest.mark.parametrize("name", ["ddp-half", "fsdp-half"])
-def test_one_process_goes_on_with_a_run_of_two(folder: Path, told: list[Any], name: str) -> None:
-    assert latest_checkpoint(folder / name).path.name == f"{HALF:08d}"
-    whole(opened(folder / name, folder / "images.npy", Processes(), resume=True, fsdp=True))
-    assert_alike(folder / name, folder / "one")
-
-
-def test_one_process_samples_a_run_in_parts(folder: Path, told: list[Any]) -> None:
+    pictures = {path.name for path in (folder / "one" / "samples").glob("*.png")}
+    for name in ("ddp", "fsdp", "for-ddp", "for-fsdp", "fsdp-ddp", "ddp-fsdp"):
+        assert_alike(folder / name, folder / "one")
+        parts = list(latest_checkpoint(folder / name).path.glob("shard-*"))
+        assert len(parts) == (2 if name.endswith("fsdp") else 0)
+        # Pictures on the way come from the first process alone, also where weights are in parts.
+        assert {path.name for path in (folder / name / "samples").glob("*.png")} == pictures
+    assert pictures
+    # One process goes on with a run of two.
+    for name in ("ddp-half", "fsdp-half"):
+        assert latest_checkpoint(folder / name).path.name == f"{HALF:08d}"
+        whole(opened(folder / name, data, alone, resume=True, fsdp=True))
+        assert_alike(folder / name, folder / "one")
+    # And samples one in parts.
     drawn = {name: load(folder / name).sample(3).astype(int) for name in ("one", "fsdp")}
     assert np.abs(drawn["one"] - drawn["fsdp"]).max() <= 1
-    assert load(folder / "fsdp", weights="network").fingerprint != load(folder / "fsdp").fingerprint
-
-
-def test_only_the_first_process_speaks(folder: Path, told: list[Any]) -> None:
+    raw = load(folder / "fsdp", weights="network")
+    assert raw.fingerprint != load(folder / "fsdp").fingerprint
+    # Only the first process speaks.
     assert any("images" in line for line in told[0]["said"])
     assert not told[1]["said"]
-
-
-@pytest.mark.parametrize(
-    ("what", "reason"),
-    [
-        ("recipe", "process 1 has another recipe than process 0: batch = 5"),
-        ("images", "process 1 has other images"),
-        ("numbers of threads", r"different numbers of threads \(process 0: 1; process 1: 2\)"),
-        ("muon", "--optimizer.kind adam"),
-        ("batch", "a batch of 1 images cannot be shared by 2 processes"),
-    ],
-)
-def test_processes_that_do_not_fit_refuse_alike(
-    folder: Path, told: list[Any], what: str, reason: str
-) -> None:
+    # Processes that do not fit refuse alike.
     for one in told:
-        assert re.search(reason, one["refused"][what]), one["refused"]
+        for what, reason in REFUSED.items():
+            assert re.search(reason, one["refused"][what]), one["refused"]
     assert not (folder / "refused").exists()
+    a_damaged_part_is_found(folder / "fsdp")
 
 
-def test_a_damaged_part_is_found(folder: Path, told: list[Any], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(folder / "fsdp", run)
+REFUSED = {
+    "recipe": "process 1 has another recipe than process 0: batch = 5",
+    "images": "process 1 has other images",
+    "numbers of threads": r"different numbers of threads \(process 0: 1; process 1: 2\)",
+    "muon": "--optimizer.kind adam",
+    "batch": "a batch of 1 images cannot be shared by 2 processes",
+}
+
+
+def a_damaged_part_is_found(run: Path) -> None:
     newest = latest_checkpoint(run).path
     part = sorted(newest.glob("shard-*"))[1]
     content = bytearray(part.read_bytes())

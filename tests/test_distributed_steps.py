@@ -114,24 +114,21 @@ def _all(processes: Processes, folder: Path) -> dict[Any, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return together(_all, tmp_path_factory.mktemp("steps"))
-
-
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
-@pytest.mark.parametrize("name", scenarios())
-def test_two_processes_take_the_steps_of_one(both: list[Any], name: str, sharded: bool) -> None:
-    batch, how = scenarios()[name]
-    rows, tensors = walk(batch, how)
-    assert any(row[-1] for row in rows) == ("rolled back" in name)
-    for found, made in (of_one[name, sharded] for of_one in both):
-        for mine, theirs in zip(found, rows, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-5, nan_ok=True)
-        for key, tensor in tensors.items():
-            assert torch.allclose(made[key], tensor, rtol=1e-4, atol=1e-6), key
-    # What the processes decide by is the same to the last bit.
-    assert repr(both[0][name, sharded][0]) == repr(both[1][name, sharded][0])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Scenario by scenario, with whole states (DDP) and in parts (FSDP2); one start for all."""
+    both = together(_all, tmp_path)
+    for name, (batch, how) in scenarios().items():
+        rows, tensors = walk(batch, how)
+        assert any(row[-1] for row in rows) == ("rolled back" in name)
+        for sharded in (False, True):
+            about = name, sharded
+            for found, made in (of_one[about] for of_one in both):
+                for mine, theirs in zip(found, rows, strict=True):
+                    assert mine == pytest.approx(theirs, rel=1e-5, nan_ok=True), about
+                for key, tensor in tensors.items():
+                    assert torch.allclose(made[key], tensor, rtol=1e-4, atol=1e-6), (about, key)
+            # What the processes decide by is the same to the last bit.
+            assert repr(both[0][about][0]) == repr(both[1][about][0]), about
 
 
 def test_shares_cover_a_batch_once_in_order() -> None:

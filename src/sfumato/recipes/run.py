@@ -33,7 +33,7 @@ from sfumato.recipes.run_data import (
 )
 from sfumato.recipes.run_log import RunLog, Unwritten
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
-from sfumato.recipes.run_team import agreed, batches_of, check_same, team_of, voices
+from sfumato.recipes.run_team import agreed, batches_of, check_same, gathered, team_of, voices
 from sfumato.recipes.toml import to_toml
 from sfumato.report.words import duration
 from sfumato.training.checkpoint import Checkpoint, expect_same, restore
@@ -42,7 +42,6 @@ from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
 from sfumato.training.precision import Choice, Precision, choose_precision
 from sfumato.training.replay import replay_training
-from sfumato.training.sharded import fill, full
 from sfumato.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -371,15 +370,11 @@ class Run:
         """Bring the average together in the first process, where each holds a part of it."""
         if not self.team.sharded:
             return
-        whole = self._network(self.device) if self.processes.first else None
-        targets = {} if whole is None else whole.state_dict()
-        for name, tensor in self.state.ema.network.state_dict().items():
-            value = full(tensor)
-            if whole is not None:
-                fill(targets[name], value)
+        average = self.state.ema.network
+        whole = gathered(average, self.processes, lambda: self._network(self.device))
         if whole is not None:
             self.precision.apply(whole)
-            self._gathered = whole.eval().requires_grad_(False)
+        self._gathered = whole
 
     def _network(self, device: str) -> Network:
         return build.network_of(

@@ -7,16 +7,19 @@ from dataclasses import replace
 from os import cpu_count
 
 import torch
+from torch import nn
 
 from sfumato.data.images import Images
 from sfumato.data.loader import CACHE_BYTES, Batches
 from sfumato.errors import ConfigError, DataError
+from sfumato.networks.base import Network
 from sfumato.processes import Processes
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import describe
 from sfumato.recipes.run_config import RunConfig
 from sfumato.recipes.toml import difference
 from sfumato.training.loop import Record
+from sfumato.training.sharded import fill, full
 from sfumato.training.team import Team
 
 
@@ -119,3 +122,16 @@ def voices(
 
 def _silent(text: str) -> None:
     del text
+
+
+def gathered(
+    parted: nn.Module, processes: Processes, make: Callable[[], Network]
+) -> Network | None:
+    """Return a whole network with the weights that the processes hold parts of, in the first."""
+    whole = make() if processes.first else None
+    targets = {} if whole is None else whole.state_dict()
+    for name, tensor in parted.state_dict().items():
+        value = full(tensor)
+        if whole is not None:
+            fill(targets[name], value)
+    return None if whole is None else whole.eval().requires_grad_(False)

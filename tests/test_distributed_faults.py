@@ -181,7 +181,10 @@ def test_lost_processes_are_told_from_errors_here() -> None:
         raise RuntimeError(said)
     with pytest.raises(RuntimeError, match="shapes"), meeting():
         raise RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="Connection closed"), meeting(several=False):
+        raise RuntimeError(said)
     assert not is_loss(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_loss(RuntimeError("the tensors stored there are others"))
     assert issubclass(ProcessLostError, SfumatoError)
 
 

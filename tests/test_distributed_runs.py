@@ -95,7 +95,9 @@ def _runs(processes: Processes, folder: Path) -> dict[str, Any]:
             opened(folder / "refused", **{"data": data, "processes": processes, **options})
         except SfumatoError as error:
             refused[what] = str(error)
-    return {"said": said, "refused": refused}
+    timed = opened(folder / "timed", data, processes, minutes=0.02, chosen=recipe(images=10**7))
+    rates = [record.learning_rate for record in timed.steps()]
+    return {"said": said, "refused": refused, "rates": rates}
 
 
 def assert_alike(folder: Path, other: Path) -> None:
@@ -143,6 +145,9 @@ def test_runs_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     # Only the first process speaks.
     assert any("images" in line for line in told[0]["said"])
     assert not told[1]["said"]
+    # With --minutes, the clock of the first sets the rates of all, and when all stop.
+    assert told[0]["rates"] == told[1]["rates"]
+    assert len(set(told[0]["rates"])) > 3
     # Processes that do not fit refuse alike.
     for one in told:
         for what, reason in REFUSED.items():

@@ -121,12 +121,15 @@ class Processes:
 
 
 @contextmanager
-def meeting() -> Generator[None]:
-    """Say in words what torch.distributed's errors mean: raises ProcessLostError for them."""
+def meeting(*, several: bool = True) -> Generator[None]:
+    """Say in words what torch.distributed's errors mean: raises ProcessLostError for them.
+
+    `several`: whether there are other processes at all; without them errors stay as they are.
+    """
     try:
         yield
     except RuntimeError as error:
-        if not is_loss(error):
+        if not (several and is_loss(error)):
             raise
         raise ProcessLostError(
             "another process of this job has ended or cannot be reached, so this one stops too; "
@@ -138,7 +141,7 @@ def is_loss(error: BaseException) -> bool:
     """Whether an error says that another process is gone, and not that something is wrong here."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
-    words = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out|store"
+    words = r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken pipe|\bsocket\b|tcpstore"
     return isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE))
 
 

@@ -267,7 +267,8 @@ class Run:
         watchers = [*self._watchers(), *([measuring] if measuring else [])]
         steps = train_steps(self.state, batches, self.plan, self.recipe.images, team=self.team)
         together = True  # whether all processes leave alike
-        with batches, self.log.opened(tensorboard=run.tensorboard), meeting():
+        several = meeting(several=processes.count > 1)
+        with batches, self.log.opened(tensorboard=run.tensorboard), several:
             try:
                 for step in steps:
                     record, self.interrupted = agreed(processes, step, self._wished)

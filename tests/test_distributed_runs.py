@@ -86,6 +86,7 @@ def _runs(processes: Processes, folder: Path) -> dict[str, Any]:
     refused = {}
     for what, options in {
         "recipe": {"chosen": recipe(batch=4 + processes.rank)},
+        "options": {"save_every": 3 + processes.rank},
         "images": {"data": folder / f"images-{processes.rank}.npy"},
         "numbers of threads": {"threads": 1 + processes.rank},
         "muon": {"chosen": replace(recipe(), optimizer=small().optimizer), "fsdp": True},
@@ -158,6 +159,7 @@ def test_runs_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
 
 REFUSED = {
     "recipe": "process 1 has another recipe than process 0: batch = 5",
+    "options": "process 1 has other options than process 0: save_every 4, not 3",
     "images": "process 1 has other images",
     "numbers of threads": r"different numbers of threads \(process 0: 1; process 1: 2\)",
     "muon": "--optimizer.kind adam",

@@ -100,9 +100,18 @@ def walk(
     return rows, {**average, **rest}
 
 
+def _fail() -> None:
+    raise MissingExtraError("fast", "extra", "this")
+
+
 def _all(processes: Processes, folder: Path) -> dict[Any, Any]:
     del folder
-    found = {}
+    found: dict[Any, Any] = {"numbers": processes.all(processes.rank)}
+    found["first"] = processes.from_first(lambda: f"made by {processes.rank}")
+    try:  # a failure of the first is everyone's, whatever its class is made from
+        processes.from_first(_fail)
+    except MissingExtraError as error:
+        found["failure"] = str(error)
     for name, (batch, how) in scenarios().items():
         for sharded in (False, True):
             if sharded and batch == 5:
@@ -117,6 +126,10 @@ def _all(processes: Processes, folder: Path) -> dict[Any, Any]:
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     """Scenario by scenario, with whole states (DDP) and in parts (FSDP2); one start for all."""
     both = together(_all, tmp_path)
+    for one in both:
+        assert one["numbers"] == [0, 1]
+        assert one["first"] == "made by 0"
+        assert "sfumato[extra]" in one["failure"]
     for name, (batch, how) in scenarios().items():
         rows, tensors = walk(batch, how)
         assert any(row[-1] for row in rows) == ("rolled back" in name)

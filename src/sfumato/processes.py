@@ -90,17 +90,22 @@ class Processes:
         """Return in all processes what the first one makes; its SfumatoError is raised in all."""
         if self.count == 1:
             return make()
-        told: list[Any] = [None, None]
+        told: list[Any] = [None, None, ""]
+        failed: SfumatoError | None = None
         if self.first:
             try:
                 told[0] = make()
             except SfumatoError as error:
-                told[1] = error
+                failed = error
+                told[1:] = [type(error), str(error)]
         with meeting():
             dist.broadcast_object_list(told, group=self.group)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+        made, kind, text = told
+        if failed is not None:
+            raise failed
+        if kind is not None:
+            raise kind.__new__(kind, text)  # whatever its own constructor takes
+        return made
 
     def stacked(self, mine: Tensor) -> Tensor:
         """Return a float64 tensor of the same shape of every process, stacked by rank, on the host.

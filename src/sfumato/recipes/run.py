@@ -182,7 +182,7 @@ class Run:
         if test is None and config.data.test:
             test = open_to_measure(config.data, config.data.test)
         check_sets(images, test)
-        check_same(processes, config.recipe, images)
+        check_same(processes, config, images)
         say(f"data {images.describe()}")
         run = cls(config, folder, images, test, begun.precision, told, processes)
         if begun.checkpoint is not None:

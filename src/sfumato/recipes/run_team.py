@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import cpu_count
 
 import torch
@@ -40,14 +40,14 @@ def team_of(processes: Processes, config: RunConfig, device: str) -> Team:
     )
 
 
-def check_same(processes: Processes, recipe: Recipe, images: Images) -> None:
+def check_same(processes: Processes, config: RunConfig, images: Images) -> None:
     """Raise ConfigError or DataError in all processes where one has another recipe, data, ...
 
     They would train apart, or end at different results than they say.
     """
     if processes.count == 1:
         return
-    recipes = processes.all(recipe)
+    recipes = processes.all(config.recipe)
     for rank, theirs in enumerate(recipes):
         if changed := difference(theirs, recipes[0]):
             first = difference(recipes[0], theirs)
@@ -55,6 +55,15 @@ def check_same(processes: Processes, recipe: Recipe, images: Images) -> None:
             raise ConfigError(
                 f"process {rank} has another recipe than process 0: {told}; start all processes "
                 "with the same command line"
+            )
+    options = processes.all({**asdict(config.run), "threads": ""})
+    for rank, theirs in enumerate(options):
+        if changed := [
+            f"{k} {v}, not {options[0][k]}" for k, v in theirs.items() if v != options[0][k]
+        ]:
+            raise ConfigError(
+                f"process {rank} has other options than process 0: {', '.join(changed)}; start all "
+                "processes with the same command line"
             )
     sets = processes.all((images.fingerprint, images.describe()))
     for rank, (fingerprint, what) in enumerate(sets):

@@ -33,7 +33,7 @@ from sfumato.recipes.run_data import (
 )
 from sfumato.recipes.run_log import RunLog, Unwritten
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
-from sfumato.recipes.run_team import agreed, batches_of, check_same, gathered, team_of, voices
+from sfumato.recipes.run_team import agreed, check_same, gathered, team_of, voices
 from sfumato.recipes.toml import to_toml
 from sfumato.report.words import duration
 from sfumato.training.checkpoint import Checkpoint, expect_same, restore
@@ -251,13 +251,15 @@ class Run:
         """Train to the end, yielding every step; closing the iterator saves a checkpoint."""
         if self.finished:
             return
-        batches = batches_of(
+        batches = stream_of(
             self.images_set,
-            self.recipe,
-            self.processes,
-            self.position,
+            self.recipe.batch,
+            self.recipe.seed,
+            position=self.position,
+            flip=self.recipe.flip and not self.recipe.augment,
             labels=bool(self.classes),
             pinned=self.device.startswith("cuda"),
+            processes=self.processes,
         )
         run, processes = self.config.run, self.processes
         saver = Saver(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from os import cpu_count
 
 import torch
 from torch import nn
 
 from sfumato.data.images import Images
-from sfumato.data.loader import CACHE_BYTES, Batches
 from sfumato.errors import ConfigError, DataError
 from sfumato.networks.base import Network
 from sfumato.processes import Processes
-from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import describe
 from sfumato.recipes.run_config import RunConfig
 from sfumato.recipes.toml import difference
@@ -90,32 +87,6 @@ def agreed(processes: Processes, record: Record, stop: bool) -> tuple[Record, bo
     seconds = float(rows[0, 0])
     waited = min(float(rows[:, 1].max()), seconds)
     return replace(record, seconds=seconds, waited=waited), bool(rows[:, 2].any())
-
-
-def batches_of(
-    images: Images,
-    recipe: Recipe,
-    processes: Processes,
-    position: int,
-    *,
-    labels: bool,
-    pinned: bool,
-) -> Batches:
-    """Return this process's part of the stream; processes of a machine share cores and memory."""
-    local = processes.local_count
-    return Batches(
-        images,
-        recipe.batch,
-        recipe.seed,
-        position=position,
-        flip=recipe.flip and not recipe.augment,
-        labels=labels,
-        workers=None if local == 1 else max(min((cpu_count() or 1) // local, 8), 1),
-        cache_bytes=CACHE_BYTES // local,
-        pinned=pinned,
-        rank=processes.rank,
-        count=processes.count,
-    )
 
 
 def voices(

@@ -144,8 +144,8 @@ def test_copies_of_a_verb_are_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = tmp_path / "run"
-    assert main(["train", "edm-tiny", "--data", str(data), "--out", str(out)]) == 2
-    assert "only evaluate shares work between processes" in capsys.readouterr().err
+    assert main(["restore", str(out), str(data)]) == 2
+    assert "only train, sample, evaluate, likelihood share work" in capsys.readouterr().err
     assert not out.exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert main(["train"]) == 2

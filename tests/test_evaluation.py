@@ -22,12 +22,12 @@ from sfumato.data.arrays import InMemory
 from sfumato.data.pixels import to_model
 from sfumato.errors import ConfigError, DataError
 from sfumato.metrics.thinning import spread
+from sfumato.processes import Processes
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.explain import Truncated
 from sfumato.recipes.evaluation.extractors import extractor_of
 from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
-from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.model import Model, load

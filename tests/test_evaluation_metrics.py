@@ -16,12 +16,12 @@ from sfumato.data.arrays import InMemory
 from sfumato.data.pixels import to_model
 from sfumato.metrics.classifier import train_classifier
 from sfumato.metrics.thinning import dealt, spread
+from sfumato.processes import Processes
 from sfumato.recipes.evaluation import of_features, of_pixels
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.extractors import extractor_of
 from sfumato.recipes.evaluation.job import Places, Task, carry_out, of_sets
 from sfumato.recipes.evaluation.plan import Reference
-from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable

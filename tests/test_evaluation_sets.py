@@ -15,11 +15,11 @@ from recipe_helpers import pixels
 from sfumato.data import open_images
 from sfumato.data.arrays import InMemory
 from sfumato.errors import DataError
+from sfumato.processes import Processes, own_device
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.extractors import extractor_of
 from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
-from sfumato.recipes.evaluation.processes import Processes, own_device
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.model import load

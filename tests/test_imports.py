@@ -20,7 +20,7 @@ SOURCE = Path(sfumato.__file__).parent
 
 # A file imports from rows above its own. `errors` is for everybody.
 ROWS = [
-    {"files", "gaussian", "noise", "placement", "randomness", "networks", "speed"},
+    {"files", "gaussian", "noise", "placement", "processes", "randomness", "networks", "speed"},
     {"protocols", "diffusion"},
     {"denoiser", "parameterization", "solvers", "guidance"},
     {"sampling"},
@@ -221,6 +221,13 @@ def test_importing_needs_no_torch(module: str):
 @pytest.mark.parametrize("module", ["sfumato", "sfumato.sampling", "sfumato.solvers"])
 def test_extras_are_not_imported_with_the_library(module: str):
     extras = ("diffusers", "scipy", "matplotlib", "tensorboard", "tifffile", "imagecodecs", "PIL")
+    extras += ("lightning_fabric",)
     code = f"import sys, {module}; print([m for m in {extras} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_one_process_needs_no_fabric():
+    code = "import sys, sfumato.recipes.run; print('lightning_fabric' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

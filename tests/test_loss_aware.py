@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from flow_helpers import F64
 from recipe_helpers import array_file, assert_same_run, open_run, small
 from sfumato.noise import NoiseLevels
 from sfumato.training.checkpoint import load_checkpoint
 from sfumato.training.history import latest_checkpoint
-from sfumato.training.loss_aware import LossAware, LossHistory, of_all_processes
+from sfumato.training.loss_aware import LossAware, LossHistory
 
 LEVELS = NoiseLevels.geometric(20, 0.01, 50.0)
 
@@ -64,35 +63,6 @@ def test_the_oldest_goes_and_what_is_not_finite_stays_out() -> None:
         history = history.seen(torch.tensor([0]), torch.tensor([value]))
     assert history.values[0].tolist() == [2.0, 3.0, 4.0]
     assert history.counts.tolist() == [3]
-
-
-def _one_of_two(rank: int, folder: str) -> None:
-    """A process that draws levels and sees losses of its own, and writes the history it ends with.
-
-    The second has smaller batches.
-    """
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        noise, history = LossAware(LEVELS, depth=2), LossHistory.empty(20, 2)
-        generator = torch.Generator().manual_seed(rank)
-        for _ in range(12):
-            sigma, _ = noise.draw(history, 16 - 6 * rank, generator)
-            history = history.seen(*of_all_processes(noise.index(sigma), 100 * rank + sigma))
-        torch.save((history.values, history.counts), f"{folder}/history-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def test_all_processes_keep_one_history_of_everyones_losses(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"history-{rank}.pt") for rank in range(2))
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
-    theirs = first[0] >= 100
-    assert theirs.any()
-    assert not theirs.all()
-    own = torch.arange(3), torch.ones(3, dtype=F64)
-    assert torch.equal(of_all_processes(*own)[1], own[1])
 
 
 def test_a_run_with_loss_aware_levels_resumes_to_the_bit(tmp_path: Path) -> None:

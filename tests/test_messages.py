@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 import sfumato
 from sfumato.cli import VERBS, main
@@ -48,6 +49,7 @@ def known() -> set[str]:
         for arguments in calls:
             with contextlib.suppress(SystemExit):
                 main(arguments)
+    text.write(get_args_parser().format_help())  # torchrun's, which some messages name
     return set(OPTION.findall(text.getvalue())) | {"help", "version"}
 
 

@@ -30,6 +30,8 @@ VERBS = {
     "demo": "train on real images and write a report, in minutes",
 }
 
+SHARED = ("train", "sample", "evaluate", "likelihood")
+"""Verbs that torchrun may start several times, to share the work."""
 _DEBUG = "SFUMATO_DEBUG"
 _USAGE = "usage: sfumato VERB [OPTIONS]    (sfumato VERB --help tells a verb's options)"
 
@@ -62,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(_DEBUG):
             raise
         if not isinstance(error, BrokenPipeError):
-            print(f"sfumato {verb}: {_in_words(error)}", file=sys.stderr)
+            rank = os.environ.get("RANK", "0")
+            here = f" (process {rank})" if rank != "0" else ""
+            print(f"sfumato {verb}{here}: {_in_words(error)}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
 
 
@@ -71,10 +75,11 @@ def _refuse_processes(verb: str) -> None:
     from sfumato.errors import ConfigError
 
     count = os.environ.get("WORLD_SIZE", "1")
-    if verb != "evaluate" and count.isdecimal() and int(count) > 1:
+    if verb not in SHARED and count.isdecimal() and int(count) > 1:
         raise ConfigError(
-            f"{count} processes were started (WORLD_SIZE={count}), and only evaluate shares work "
-            f"between processes so far: run sfumato {verb} once, without torchrun"
+            f"{count} processes were started (WORLD_SIZE={count}), and only "
+            f"{', '.join(SHARED)} share work between processes: run sfumato {verb} once, "
+            "without torchrun"
         )
 
 

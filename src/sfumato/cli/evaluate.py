@@ -144,8 +144,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _autoguided(options: EvaluateOptions, device: str) -> Model:
+    from sfumato.processes import own_device
     from sfumato.recipes.autoguidance import load_autoguided
-    from sfumato.recipes.evaluation.processes import own_device
     from sfumato.recipes.model import load
 
     assert options.autoguidance is not None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sfumato.cli.parse import parse
 from sfumato.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sfumato.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,17 @@ def run(arguments: Sequence[str]) -> int:
         "Measure how many bits a dimension a model needs for images: the variational bound and the "
         "probability flow. Interrupted, the same command goes on where it stopped.",
     )
+    from sfumato.processes import joined
+
+    with joined() as processes:
+        return _measure(options, processes)
+
+
+def _measure(options: LikelihoodOptions, processes: Processes) -> int:
+    """Measure in this process, or its share; the first one speaks and writes."""
     from tqdm import tqdm
 
+    from sfumato.processes import own_device
     from sfumato.recipes import likelihood as work
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation.cache import Cache
@@ -79,8 +91,9 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.recipes.likelihood_page import in_lines, write_likelihood
     from sfumato.recipes.model import load
 
+    say = print if processes.first else _silent
     set_threads(options.threads)
-    device = pick_device(options.device)
+    device = own_device(pick_device(options.device))
     draws = 0 if options.all_levels else options.draws
     if not options.all_levels and options.draws < 1:
         raise ConfigError(f"--draws must be at least 1, not {options.draws}")
@@ -88,13 +101,16 @@ def run(arguments: Sequence[str]) -> int:
                        options.steps, options.variance, options.tanh)  # fmt: skip
     model = load(options.run, device=device)
     for note in model.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     out = options.out or model.run / "likelihood"
-    if (out / "likelihood.json").exists() and not options.force:
+    processes.check_same(
+        model.fingerprint, "weights", "a run must not train on while it is measured"
+    )
+    if processes.from_first(lambda: (out / "likelihood.json").exists()) and not options.force:
         raise ConfigError(f"{out} holds results already: --force replaces them, or another --out")
     cache = Cache(options.cache or model.run / "evaluation" / "cache")
     settings = Settings(("fd",), n=2, reference_n=options.n, seed=options.seed)
-    measurer = work.Measurer(model, asked, cache)
+    measurer = work.Measurer(model, asked, cache, processes)
     given = {"size": options.size, "channels": options.channels}
     changes = {name: value for name, value in given.items() if value is not None}
     task = of_run(
@@ -109,20 +125,23 @@ def run(arguments: Sequence[str]) -> int:
                 f"{model.format.describe()}: bring them there with --size and --channels; bit "
                 "depths are not converted"
             )
-    print(f"the bound is taken along {len(measurer.grid)} noise levels")
+    say(f"the bound is taken along {len(measurer.grid)} noise levels")
     if (options.variance or model.recipe.variance) == "zero" and options.steps:
-        print("note: without a variance the bound is the looser the fewer the levels")
+        say("note: without a variance the bound is the looser the fewer the levels")
     if (var := measurer.fit(sets[-1])) is not None:
-        print(f"the decoder's deviation, fitted on {sets[-1].name}: {var**0.5:.3g} on [-1, 1]")
+        say(f"the decoder's deviation, fitted on {sets[-1].name}: {var**0.5:.3g} on [-1, 1]")
     if not options.gap:
         sets = sets[:1]
     found: list[work.Measured] = []
-    with tqdm(total=sum(map(measurer.total, sets)), unit="image") as bar:
+    total = sum(map(measurer.total, sets))
+    with tqdm(total=total, unit="image", disable=not processes.first) as bar:
         for number, images in enumerate(sets):
             bar.set_description(images.name)
             if number:  # the gap is one of bounds
                 measurer.asked = replace(asked, flow=0)
             found.append(measurer.measure(images, bar.update))
+    if not processes.first:
+        return 0
     print("\n".join(in_lines(found)))
     facts = {
         "run": str(model.run),
@@ -140,3 +159,7 @@ def run(arguments: Sequence[str]) -> int:
     for name, path in paths.items():
         print(f"{name}: {path}")
     return 0
+
+
+def _silent(text: str) -> None:
+    del text

@@ -18,6 +18,7 @@ from sfumato.recipes.sampler_config import SamplerConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sfumato.processes import Processes
     from sfumato.recipes.model import Model
 
 
@@ -60,18 +61,34 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(SampleOptions, arguments, "sample", "Draw new images from a trained model.")
     if options.n < 1:
         raise ConfigError(f"-n must be at least 1, not {options.n}: there is nothing to sample")
+    from sfumato.processes import joined
+
+    with joined() as processes:
+        return _sample(options, processes)
+
+
+def _sample(options: SampleOptions, processes: Processes) -> int:
+    """Sample in this process, or its share; the first one speaks."""
+    from tqdm import tqdm
+
+    from sfumato.processes import own_device
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.model import load
-    from sfumato.recipes.samples import SampleWriter, refuse_used
+    from sfumato.recipes.samples import SampleWriter, refuse_used, shared
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.report.grid import image_grid, save_png
 
-    if options.out:
-        refuse_used(options.out)
+    say = print if processes.first else _silent
+    if out := options.out:
+        processes.from_first(lambda: refuse_used(out))
     set_threads(options.threads)
-    model = load(options.run, weights=options.weights, device=pick_device(options.device))
+    device = own_device(pick_device(options.device))
+    model = load(options.run, weights=options.weights, device=device)
+    processes.check_same(
+        model.fingerprint, "weights", "a run must not train on while it is sampled"
+    )
     for note in model.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     model = model.with_precision(options.precision)
     if options.autoguidance is not None:
         from sfumato.recipes.autoguidance import load_autoguided
@@ -80,40 +97,51 @@ def run(arguments: Sequence[str]) -> int:
         model = load_autoguided(model, options.autoguidance, asked, options.precision)
     tuned, notes = load_tuned(model)
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     sampler = options.sampler.over(model.recipe.sampler, samplers(tuned))
     known = tuned.get(options.sampler.nfe or 0)
     if known and options.sampler.solver is None and sampler.table != known.sampler.table:
-        print("note: the sampler tuned for these calls is for other options: it is not used")
-    shared = _completed(options, model, sampler)
-    folder = options.out or free_folder(_default_folder(options, model))
+        say("note: the sampler tuned for these calls is for other options: it is not used")
+    completed = _completed(options, model, sampler) if processes.first else None
+    folder = processes.from_first(
+        lambda: options.out or free_folder(_default_folder(options, model))
+    )
     steps = _steps_in_words(sampler, len(model.grid(sampler)) - 1)
-    from tqdm import tqdm
 
     start = time.perf_counter()
     seeds = range(options.seed, options.seed + options.n)
-    drawn = model.samples(seeds, label=options.class_, sampler=sampler)
+    drawn = shared(model, seeds, processes, options.class_, sampler)
     label = options.class_ and model.classes[model.class_index(options.class_)]
-    print(f"sampling {options.n} images with {sampler.solver}, {steps}, from {model.path}")
+    say(f"sampling {options.n} images with {sampler.solver}, {steps}, from {model.path}")
     if options.n < sampler.batch:
-        print(
+        say(
             f"they fill one batch of {sampler.batch}, padded so that a seed gives the same image "
             f"for any -n: --batch {options.n} is faster"
         )
-    writer = SampleWriter(folder, model, sampler, options.seed, label)
-    with tqdm(total=options.n, unit="image") as bar:
-        for images in drawn:
-            writer.add(images)
+    if processes.count > 1:
+        batches = -(-options.n // sampler.batch)
+        say(f"{processes.count} processes share {batches} batches of {sampler.batch}")
+    writer = SampleWriter(folder, model, sampler, options.seed, label, processes)
+    total = -(-options.n // processes.count)
+    with tqdm(total=total, unit="image", disable=not processes.first) as bar:
+        for place, images in drawn:
+            writer.add(images, place)
             bar.update(len(images))
     grid = writer.close(time.perf_counter() - start)
+    if not processes.first:
+        return 0
     print(f"{options.n} images in {duration(time.perf_counter() - start)}; a grid of them: {grid}")
-    if shared is not None:
-        save_png(image_grid(shared), folder / "share-latent.png")
+    if completed is not None:
+        save_png(image_grid(completed), folder / "share-latent.png")
         print(f"completions: {folder / 'share-latent.png'}")
     if options.progressive:
         _progress(options, model, sampler, folder / "progressive.png")
     print(f"images: {folder}")
     return 0
+
+
+def _silent(text: str) -> None:
+    del text
 
 
 def _completed(options: SampleOptions, model: Model, sampler: SamplerConfig) -> Tensor | None:

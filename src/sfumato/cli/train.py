@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,8 @@ class ResumeOptions:
     """Train on, up to so many minutes in all, those of earlier sessions included."""
     threads: int | None = None
     """CPU threads; as before if not given (another number changes the last bits)."""
+    fsdp: bool | None = None
+    """Split the weights over the processes, or not; as before if not given."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -79,11 +82,14 @@ def run(arguments: Sequence[str]) -> int:
             "say what to train on: --data FOLDER (a folder or zip of images, .npy, .npz, IDX), "
             "or --data fashion-mnist:train for the built-in images"
         )
-    folder = options.out or free_folder(Path("runs") / name)
     changed = difference(options.recipe, preset)
-    print(f"recipe {name}" + (f" with {_pairs(changed)}" if changed else ""))
     data = replace(options.data, data=findable(options.data.data), test=findable(options.data.test))
-    return train(RunConfig(options.recipe, data, options.run), folder, resume=False)
+    return train(
+        RunConfig(options.recipe, data, options.run),
+        options.out or (lambda: free_folder(Path("runs") / name)),
+        resume=False,
+        remark=f"recipe {name}" + (f" with {_pairs(changed)}" if changed else ""),
+    )
 
 
 def findable(path: str) -> str:
@@ -106,46 +112,78 @@ def _resume(arguments: Sequence[str]) -> int:
         config = replace(config, run=replace(config.run, minutes=options.minutes))
     if options.threads is not None:
         config = replace(config, run=replace(config.run, threads=options.threads))
+    if options.fsdp is not None:
+        config = replace(config, run=replace(config.run, fsdp=options.fsdp))
     return train(config, options.resume, resume=True)
 
 
-def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
-    """Run the training with a progress bar; Ctrl-C and SIGTERM stop it after the current step."""
+def train(
+    config: RunConfig, folder: Path | Callable[[], Path], *, resume: bool, remark: str = ""
+) -> int:
+    """Run the training with a progress bar; Ctrl-C and SIGTERM stop it after the current step.
+
+    Where torchrun started several processes, all train together and the first speaks.
+    """
     from tqdm import tqdm
 
+    from sfumato.processes import ProcessLostError, joined
+    from sfumato.recipes.environment import pick_device
     from sfumato.recipes.run import Run
 
-    # Until the first step there is nothing to keep: Ctrl-C may end the opening at once.
-    run = Run.open(config, folder, resume=resume, say=tqdm.write)
-    if not run.finished and (signal := _train(run)):
-        print(f"stopped by {signal} at image {run.images:,}; to continue: "
-              f"sfumato train --resume {folder}")  # fmt: skip
-        return 130
-    print(f"trained on {run.images:,} images in {duration(run.seconds)}")
-    if config.run.report:
-        _report(run)
-    from sfumato.recipes.commands import sample_command
+    with joined(device=pick_device(config.run.device)) as processes:
+        say = print if processes.first else _silent
+        if remark:
+            say(remark)
+        place = folder if isinstance(folder, Path) else processes.from_first(folder)
+        # Until the first step there is nothing to keep: Ctrl-C may end the opening at once.
+        run = Run.open(config, place, resume=resume, say=tqdm.write, processes=processes)
+        if processes.count > 1:
+            say(f"{processes.count} processes share each batch of {run.recipe.batch} images")
+        try:
+            signal = None if run.finished else _train(run, say)
+        except ProcessLostError as error:
+            raise ProcessLostError(
+                f"{error}. The run is as it was at its newest checkpoint; to continue, with any "
+                f"number of processes: sfumato train --resume {place}"
+            ) from error
+        if signal:
+            return 130
+        say(f"trained on {run.images:,} images in {duration(run.seconds)}")
+        if config.run.report:
+            _report(run, say)
+        from sfumato.recipes.commands import sample_command
 
-    print(f"to sample: {sample_command(folder, given=run.images_set.inputs is not None)}")
-    print(f"run: {folder}")
+        say(f"to sample: {sample_command(place, given=run.images_set.inputs is not None)}")
+        say(f"run: {place}")
     return 0
 
 
-def _train(run: Run) -> str | None:
-    """Take all steps; return the signal's name where one stopped them."""
+def _silent(text: str) -> None:
+    del text
+
+
+def _train(run: Run, say: Callable[[str], None]) -> str | None:
+    """Take all steps; return the signal's name where one stopped them, having said so."""
     from tqdm import tqdm
 
     from sfumato.training.interruption import Interruption
 
-    print(f"training to {run.folder} (Ctrl-C stops it and keeps what was learned)")
+    say(f"training to {run.folder} (Ctrl-C stops it and keeps what was learned)")
+    several = run.processes.count > 1
     expected = run.progress.expected_images
     images, seconds = run.images, run.seconds
     with (
-        Interruption() as interruption,
-        tqdm(initial=run.images, unit="img", bar_format=_BAR, total=expected) as bar,
+        Interruption(patient=several) as interruption,
+        tqdm(
+            initial=run.images,
+            unit="img",
+            bar_format=_BAR,
+            total=expected,
+            disable=not run.processes.first,
+        ) as bar,
     ):
         for record in run.steps():
-            if record.message:
+            if record.message and run.processes.first:
                 bar.write(record.message)
             bar.total = run.progress.expected_images
             # By the seconds of training: previews and measuring would make a bar's own rate jump.
@@ -156,7 +194,15 @@ def _train(run: Run) -> str | None:
             bar.update(record.images - bar.n)
             if interruption.requested:
                 run.interrupt()
-    return interruption.name if run.interrupted else None
+        bar.close()
+        signal = (interruption.name or "a signal to another process") if run.interrupted else None
+        if signal:
+            say(f"stopped by {signal} at image {run.images:,}; to continue: "
+                f"sfumato train --resume {run.folder}")  # fmt: skip
+            sys.stdout.flush()
+        # Whoever leaves first has the launcher end the others: all is saved and said by then.
+        run.processes.wait()
+    return signal
 
 
 def _pace(rate: float, left: float | None) -> str:
@@ -169,12 +215,12 @@ def _postfix(loss: float, waited: float) -> str:
     return f"loss {loss:.4f}, {100 * waited:.0f} % waiting for data"
 
 
-def _report(run: Run) -> None:
+def _report(run: Run, say: Callable[[str], None]) -> None:
     """Write the report; where that fails, say how to get it without training again."""
     try:
-        print(f"report: {run.write_report(print)}")
+        say(f"report: {run.write_report(say)}")
     except BaseException:
-        print(f"the model is saved; to write its report: sfumato train --resume {run.folder}")
+        say(f"the model is saved; to write its report: sfumato train --resume {run.folder}")
         raise
 
 

@@ -26,6 +26,7 @@ from sfumato.data.pairs import records, split
 from sfumato.data.pixels import to_model
 from sfumato.data.reader import Reader, chunks
 from sfumato.errors import DataError
+from sfumato.processes import share
 
 CACHE_BYTES = 2 * 2**30
 _ORDER, _MIRROR = 0, 1  # purposes of randomness
@@ -72,7 +73,8 @@ class Batches(Iterator[Batch]):
     probability 1/2, of pairs both. labels: batches carry class labels. Decoding runs `prefetch`
     batches ahead in `workers` threads, until the set is in memory: decoded images are kept when all
     of them fit `cache_bytes`; beyond that memory holds only the batches in flight. pinned: put
-    batches into memory that a GPU copies from by itself, always ahead.
+    batches into memory that a GPU copies from by itself, always ahead. Process `rank` of `count`
+    gets, and decodes, only its share of every batch; `position` counts whole batches.
 
     Raises DataError for an empty set, missing labels, or too many unreadable files. Close it, or
     use it in a `with` statement, to stop its threads.
@@ -91,11 +93,18 @@ class Batches(Iterator[Batch]):
         prefetch: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         pinned: bool = False,
+        rank: int = 0,
+        count: int = 1,
     ) -> None:
         if batch_size < 1 or seed < 0 or position < 0:
             raise ValueError(
                 "expected batch_size >= 1, seed >= 0 and position >= 0, got "
                 f"{batch_size}, {seed} and {position}"
+            )
+        if not 0 <= rank < count <= batch_size:
+            raise ValueError(
+                f"expected 0 <= rank < count <= batch_size, got rank {rank} of {count} for batches "
+                f"of {batch_size}"
             )
         if labels and images.labels is None:
             raise DataError(
@@ -105,7 +114,7 @@ class Batches(Iterator[Batch]):
         self.batch_size, self.position = batch_size, position
         self._images, self._flip, self._labels = images, flip, labels
         self._reader = Reader(records(images), cache_bytes)
-        self._seed = seed
+        self._seed, self._mine = seed, share(batch_size, rank, count)
         workers = workers or min(cpu_count() or 1, 8)
         self._ahead = prefetch or workers + 1
         self._pinned = pinned
@@ -157,7 +166,8 @@ class Batches(Iterator[Batch]):
             self._submitted += self.batch_size
 
     def _make(self, start: int) -> Batch:
-        index, mirror = stream(len(self._images), self._seed, start, self.batch_size)
+        first, length = start + self._mine.start, len(self._mine)
+        index, mirror = stream(len(self._images), self._seed, first, length)
         raw, used = self._reader.read(index)
         return self._finish(_batch(self._images, raw, used, self._labels), mirror)
 

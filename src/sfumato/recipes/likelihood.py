@@ -28,6 +28,7 @@ from sfumato.likelihood import (
 from sfumato.likelihood.flow import discrete_nats
 from sfumato.noise import F64
 from sfumato.parameterization import Adapted
+from sfumato.processes import Processes
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
@@ -118,10 +119,13 @@ class Measured:
 class Measurer:
     """A model ready to measure images by."""
 
-    def __init__(self, model: Model, asked: Asked, cache: Cache) -> None:
-        """Raises ConfigError for a model of floating-point images, which have no pixel's bins.
+    def __init__(
+        self, model: Model, asked: Asked, cache: Cache, processes: Processes | None = None
+    ) -> None:
+        """Several `processes` compute their batches, and read those of all from the cache.
 
-        Also for a variance asked of a model that has learned its own.
+        Raises ConfigError for a model of floating-point images, which have no pixel's bins, or for
+        a variance asked of a model that has learned its own.
         """
         build.adapt(model.recipe, model.network, variance=asked.variance)
         levels = model.format.levels
@@ -131,6 +135,7 @@ class Measurer:
                 "probabilities to: bits per dimension are for images of 8 or 16 bits"
             )
         self.model, self.asked, self.cache = model, asked, cache
+        self.processes = processes or Processes()
         self.half_bin = 1 / (levels - 1)
         limits = model.denoiser.range
         if limits.levels is not None and asked.steps > len(limits.levels):
@@ -151,8 +156,8 @@ class Measurer:
         x0 = pixels(images, 0)[:BATCH].to(self.model.device)
         denoise = self._bound(images, 0, len(x0))
         noise = Noise(tuple(derive_seed(self.asked.seed, "decoder", i) for i in range(len(x0))))
-        self.decoder_var = fit_decoder_var(
-            denoise, x0, self.grid[-1], noise, half_bin=self.half_bin
+        self.decoder_var = self.processes.from_first(
+            lambda: fit_decoder_var(denoise, x0, self.grid[-1], noise, half_bin=self.half_bin)
         )
         return self.decoder_var
 
@@ -164,15 +169,20 @@ class Measurer:
     def measure(self, images: ImageSet, tick: Callable[[int], object]) -> Measured:
         """Measure a set, batch by batch; what is in the cache is not done again."""
         n = min(self.asked.n, len(images))
+        bounds, flows = _runs(n), _runs(min(self.asked.flow, n))
+        if self.processes.count > 1:
+            pieces = [(self._batch, run) for run in bounds] + [(self._flow, run) for run in flows]
+            for number in filter(self.processes.mine, range(len(pieces))):
+                work, run = pieces[number]
+                work(images, *run)
+            self.processes.wait()
         parts: list[Bound] = []
-        for first in range(0, n, BATCH):
-            stop = min(first + BATCH, n)
+        for first, stop in bounds:
             parts.append(self._batch(images, first, stop))
             tick(stop - first)
         flow: list[Tensor] = []
         calls: list[float] = []
-        for first in range(0, min(self.asked.flow, n), BATCH):
-            stop = min(first + BATCH, self.asked.flow, n)
+        for first, stop in flows:
             bits, spent = self._flow(images, first, stop)
             flow.append(bits)
             calls.append(spent)
@@ -263,6 +273,11 @@ class Measurer:
             "variance": self.asked.variance or "",
             "tanh": self.asked.tanh,
         }
+
+
+def _runs(n: int) -> list[tuple[int, int]]:
+    """0 to n - 1 in batches: first and one past the last of each."""
+    return [(first, min(first + BATCH, n)) for first in range(0, n, BATCH)]
 
 
 def _raw(images: ImageSet, first: int, stop: int) -> Tensor:

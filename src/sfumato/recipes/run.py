@@ -13,6 +13,7 @@ from sfumato.data.images import Images
 from sfumato.data.loader import Batches
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
+from sfumato.processes import Processes, joined, meeting, own_device
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import pick_device, set_threads, tune_device
@@ -30,8 +31,9 @@ from sfumato.recipes.run_data import (
     sigma_data_of,
     stream_of,
 )
-from sfumato.recipes.run_log import RunLog
+from sfumato.recipes.run_log import RunLog, Unwritten
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
+from sfumato.recipes.run_team import agreed, check_same, gathered, team_of, voices
 from sfumato.recipes.toml import to_toml
 from sfumato.report.words import duration
 from sfumato.training.checkpoint import Checkpoint, expect_same, restore
@@ -69,14 +71,24 @@ def train(
     Ends after recipe.images images, or `minutes` minutes if that comes first, and then writes
     report.html. Closing the iterator saves a checkpoint, from which resume=True goes on, as
     `sfumato train --resume` does for images of `open_images`. `say` is told what is worth knowing,
-    such as print. Raises ConfigError where the folder is taken.
+    such as print. In a script that torchrun started, all its processes train together. Raises
+    ConfigError where the folder is taken.
     """
     bookkeeping = Bookkeeping(minutes=minutes, report=report)
     config = RunConfig(recipe, data_config(images, test), bookkeeping)
-    run = Run.open(config, Path(folder), resume=resume, images=images, test=test, say=say)
-    yield from run.steps()
-    if report:
-        run.write_report()
+    with joined(device=pick_device(bookkeeping.device)) as processes:
+        run = Run.open(
+            config,
+            Path(folder),
+            resume=resume,
+            images=images,
+            test=test,
+            say=say,
+            processes=processes,
+        )
+        yield from run.steps()
+        if report:
+            run.write_report()
 
 
 class Run:
@@ -92,29 +104,28 @@ class Run:
         images: Images,
         test: Images | None,
         precision: Precision | None,
-        say: Say,
+        say: Say | None,
+        processes: Processes,
     ) -> None:
-        self.folder, self.say = folder, say
+        self.folder, self.processes = folder, processes
+        self.say, self._complain = voices(processes, say)
         self.images_set, self.test_set = images, test
         self.unreadable = images.skipped
-        self.device = pick_device(config.run.device)
+        self.device = own_device(pick_device(config.run.device))
         tune_device(self.device)
         self.progress = Progress(config.recipe.images, config.run.minutes * 60)
-        self.interrupted = False
+        self.interrupted = self._wished = False
         if config.recipe.process.sigma_data is None:
-            process = replace(config.recipe.process, sigma_data=sigma_data_of(images, say))
+            measured = processes.from_first(lambda: sigma_data_of(images, self.say))
+            process = replace(config.recipe.process, sigma_data=measured)
             config = replace(config, recipe=replace(config.recipe, process=process))
         self.recipe = config.recipe
+        self.team = team_of(processes, config, self.device)
         self.classes = images.classes if config.data.classes else ()
-        shape, levels = images.format.shape, images.format.levels
+        levels = images.format.levels
         self.condition = None if images.inputs is None else images.inputs.format
-        network = build.network_of(
-            self.recipe,
-            shape,
-            len(self.classes),
-            condition=self.condition.channels if self.condition else 0,
-            device=self.device,
-        )
+        # What one device cannot hold is made on the host, and moved part by part.
+        network = self._network("cpu" if self.team.sharded else self.device)
         check_samplers(
             Model(self.recipe, network, images.format, self.classes, condition=self.condition)
         )
@@ -124,18 +135,19 @@ class Run:
             classes=len(self.classes),
             decay=FittedDecay(decay_of(self.recipe), self.progress),
         )
-        self.precision = precision or self._choose(network)
+        self.precision = precision or processes.from_first(lambda: self._choose(network))
         if self.recipe.precision == "auto":
             chosen = Arithmetic(self.precision.dtype, self.precision.channels_last)
             config = replace(config, arithmetic=chosen)
         self.config = config
         self.precision.apply(network)
-        self.state = TrainState.start(network, self.plan)
+        self.state = TrainState.start(network, self.plan, self.team.take(network))
         self.precision.apply(cast(Network, self.state.ema.network))
         self._quicken(network)
-        self.log = RunLog(folder, config.run.log_every, say)
-        self.position = 0
-        self._ahead = 0
+        log = RunLog if processes.first else Unwritten
+        self.log = log(folder, config.run.log_every, self.say)
+        self.position = self._ahead = 0
+        self._gathered: Network | None = None
 
     @classmethod
     def open(
@@ -147,16 +159,22 @@ class Run:
         images: Images | None = None,
         test: Images | None = None,
         say: Say | None = None,
+        processes: Processes | None = None,
     ) -> Run:
         """Open a new run folder, or an old one to go on with (or to write the report it lacks).
 
-        Raises DataError, ConfigError and CheckpointError for what does not fit.
+        All of several `processes` open it together. Raises DataError, ConfigError and
+        CheckpointError for what does not fit.
         """
-        say = say or (lambda text: None)
+        processes = processes or Processes()
+        told, (say, _) = say, voices(processes, say)
         set_threads(config.run.threads)
-        if not resume:
-            refuse_taken(folder)
-        begun = read_begun(folder, say) if resume else Begun()
+        begun = Begun()
+        if resume:
+            parts = config.run.fsdp and processes.count > 1
+            begun = read_begun(folder, say, processes, parts=parts)
+        else:
+            processes.from_first(lambda: refuse_taken(folder))
         if images is None:
             if note := remark(config.data):
                 say(note)
@@ -164,14 +182,16 @@ class Run:
         if test is None and config.data.test:
             test = open_to_measure(config.data, config.data.test)
         check_sets(images, test)
+        check_same(processes, config, images)
         say(f"data {images.describe()}")
-        run = cls(config, folder, images, test, begun.precision, say)
+        run = cls(config, folder, images, test, begun.precision, told, processes)
         if begun.checkpoint is not None:
             run._go_on(begun.checkpoint)
         elif resume:
             run.log.resume(0, {})
-        folder.mkdir(parents=True, exist_ok=True)
-        run.config.write(folder / CONFIG)
+        if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            run.config.write(folder / CONFIG)
         return run
 
     @property
@@ -190,8 +210,12 @@ class Run:
         return self.progress.share >= 1
 
     def interrupt(self) -> None:
-        """Stop after the step at hand (the next good one), keeping a checkpoint."""
-        self.interrupted = True
+        """Stop after the step at hand (the next good one), keeping a checkpoint.
+
+        Of several processes one may ask: all stop after the step in which they hear of it.
+        """
+        self._wished = True
+        self.interrupted = self.interrupted or self.processes.count == 1
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint says about itself: enough to sample and to resume."""
@@ -214,7 +238,7 @@ class Run:
         """Return the model as it is now, with the averaged weights."""
         return Model(
             self.recipe,
-            cast(Network, self.state.ema.network),
+            self._gathered or cast(Network, self.state.ema.network),
             self.images_set.format,
             self.classes,
             self.folder / "checkpoints" / f"{self.state.step:08d}",
@@ -235,14 +259,21 @@ class Run:
             flip=self.recipe.flip and not self.recipe.augment,
             labels=bool(self.classes),
             pinned=self.device.startswith("cuda"),
+            processes=self.processes,
         )
-        run = self.config.run
-        saver = Saver(self.folder, self.state, run, self.describe, self.say, self.position)
-        measuring = self._measuring()
+        run, processes = self.config.run, self.processes
+        saver = Saver(
+            self.folder, self.state, run, self.describe, self.say, self.position, processes
+        )
+        measuring = self._measuring() if processes.first else None
         watchers = [*self._watchers(), *([measuring] if measuring else [])]
-        with batches, self.log.opened(tensorboard=run.tensorboard):
+        steps = train_steps(self.state, batches, self.plan, self.recipe.images, team=self.team)
+        together = True  # whether all processes leave alike
+        several = meeting(several=processes.count > 1)
+        with batches, self.log.opened(tensorboard=run.tensorboard), several:
             try:
-                for record in train_steps(self.state, batches, self.plan, self.recipe.images):
+                for step in steps:
+                    record, self.interrupted = agreed(processes, step, self._wished)
                     self._note(record, batches)
                     saver.note(self.position)
                     if record.rolled_back and measuring:
@@ -262,11 +293,21 @@ class Run:
                     measuring.forget_after(self.state.step)
                     saver.best = measuring.best_step
                 raise
+            except BaseException as error:
+                together = isinstance(error, GeneratorExit)
+                raise
             finally:
-                saver.finish()
+                if together or not self.team.sharded:
+                    saver.finish()
 
     def write_report(self, say: Say | None = None) -> Path:
-        """Draw samples, measure them, and write report.html; return its path."""
+        """Draw samples, measure them, and write report.html; return its path.
+
+        The first process does it; the others return when they are not needed any more.
+        """
+        self._gather()
+        if not self.processes.first:
+            return self.folder / REPORT
         from sfumato.recipes.page import write_page
 
         return write_page(self, say or self.say)
@@ -296,7 +337,9 @@ class Run:
         )
 
     def _watchers(self) -> list[Watcher]:
-        """What looks at the model from time to time."""
+        """What looks at the model from time to time, in the first process."""
+        if not self.processes.first:
+            return []
         previews = Every(self.config.run.sample_every, _PREVIEWS, self.progress.share)
         source = self.test_set or self.images_set
         return [Preview(self.folder, self.recipe, self.log, previews, source)]
@@ -315,14 +358,35 @@ class Run:
     def _watch(self, watchers: list[Watcher], record: Record) -> None:
         if record.skipped or record.rolled_back:
             return  # Weights of an earlier step: nothing new to see, and nothing that is saved.
-        for watcher in watchers:
-            if not watcher.every.due(record.step, self.progress.share):
-                continue
+        due = [w for w in watchers if w.every.due(record.step, self.progress.share)]
+        if self.team.sharded and self.processes.from_first(lambda: bool(due)):
+            self._gather()
+        for watcher in due:
             try:
                 watcher.look(self.model(), record.step)
             except (OSError, ValueError, FloatingPointError) as error:
                 name = type(watcher).__name__.lower()
                 self.say(f"warning: no {name} at image {record.images:,}: {error}")
+        self._gathered = None
+
+    def _gather(self) -> None:
+        """Bring the average together in the first process, where each holds a part of it."""
+        if not self.team.sharded:
+            return
+        average = self.state.ema.network
+        whole = gathered(average, self.processes, lambda: self._network(self.device))
+        if whole is not None:
+            self.precision.apply(whole)
+        self._gathered = whole
+
+    def _network(self, device: str) -> Network:
+        return build.network_of(
+            self.recipe,
+            self.images_set.format.shape,
+            len(self.classes),
+            condition=self.condition.channels if self.condition else 0,
+            device=device,
+        )
 
     def _note(self, record: Record, batches: Batches) -> None:
         """Write down what a step did."""
@@ -334,7 +398,7 @@ class Run:
         if len(found) > len(self.unreadable):
             for complaint in found[len(self.unreadable) :]:
                 message = f"unreadable, replaced by another image: {complaint}"
-                self.say(f"warning: {message}")
+                self._complain(f"warning: {message}")
                 self.log.note(record, message)
             self.unreadable = found
 
@@ -342,18 +406,20 @@ class Run:
         """Compile the network or have it replayed, as the run says."""
         run, how = self.config.run, self.config.run.compile
         cuda = self.device.startswith("cuda")
+        alone = self.team.count == 1
         whole = self.plan.micro_batch in (None, self.recipe.batch)
         if how == "auto" and cuda:
-            small = sum(p.numel() for p in network.parameters()) < _SMALL and whole
+            small = sum(p.numel() for p in network.parameters()) < _SMALL and whole and alone
             long = not 0 < run.minutes < _COMPILED_MINUTES
-            how = "graphs" if small else "on" if long else "off"
+            how = "graphs" if small else "on" if long and not self.team.sharded else "off"
         if how == "on":
             self.say("compiling the network: the first step takes a minute or several")
             network.compile(dynamic=False)
         elif how == "graphs":
-            if not (cuda and whole):
+            if not (cuda and whole and alone):
                 raise ConfigError(
-                    "--compile graphs needs a CUDA device and whole batches (no --micro-batch)"
+                    "--compile graphs needs a CUDA device, one process and whole batches (no "
+                    "--micro-batch)"
                 )
             batch, shape = self.recipe.batch, self.images_set.format.shape
             told = {name: c.expand(batch, *c.shape[1:]) for name, c in self._told().items()}
@@ -373,6 +439,8 @@ class Run:
     def _choose(self, network: Network) -> Precision:
         if self.recipe.precision != "auto":
             return Precision(self.recipe.precision, channels_last=True)
+        if self.team.sharded and self.device != "cpu":  # it may not fit as a whole
+            return Precision("bfloat16", channels_last=True)
         shape = (min(self.recipe.batch, 32), *self.images_set.format.shape)
         choice: Choice = choose_precision(network, shape, conditions=self._told())
         self.say(f"arithmetic: {choice.sentence}")

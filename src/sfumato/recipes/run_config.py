@@ -85,6 +85,9 @@ class Bookkeeping:
     """on: compile the network for training, by torch.compile, which takes a minute or several;
     graphs: replay it as CUDA graphs. auto: on a GPU, graphs for small networks, and large ones are
     compiled in runs without a time limit or of ten minutes and more."""
+    fsdp: bool = False
+    """Under torchrun, split the weights over the processes (FSDP2): for models that one device
+    cannot hold."""
     tensorboard: bool = True
     """Write TensorBoard events where tensorboard is installed."""
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from os import cpu_count
 from typing import Any
 
 from sfumato.data.images import Images, Subset
-from sfumato.data.loader import Batches, one_pass
+from sfumato.data.loader import CACHE_BYTES, Batches, one_pass
 from sfumato.data.pairs import holds_pairs, pairs_of
 from sfumato.data.shards.batches import ShardBatches
 from sfumato.data.shards.images import ShardImages
 from sfumato.data.sources import Opening
 from sfumato.errors import ConfigError, DataError
+from sfumato.processes import Processes
 from sfumato.recipes.run_config import DataConfig
 from sfumato.training.statistics import measure_sigma_data
 
@@ -52,13 +54,41 @@ def stream_of(
     flip: bool,
     labels: bool,
     pinned: bool = False,
+    processes: Processes | None = None,
 ) -> Batches:
-    """Return the endless stream of training batches, from shards where the images are in such."""
+    """Return the endless stream of training batches, from shards where the images are in such.
+
+    Of several `processes` each gets its part; those of a machine share its cores and memory.
+    """
+    here = processes or Processes()
+    local = here.local_count
+    workers = None if local == 1 else max(min((cpu_count() or 1) // local, 8), 1)
     if isinstance(images, ShardImages):
         return ShardBatches(
-            images, batch, seed, position=position, flip=flip, labels=labels, pinned=pinned
+            images,
+            batch,
+            seed,
+            position=position,
+            flip=flip,
+            labels=labels,
+            workers=workers,
+            pinned=pinned,
+            rank=here.rank,
+            count=here.count,
         )
-    return Batches(images, batch, seed, position=position, flip=flip, labels=labels, pinned=pinned)
+    return Batches(
+        images,
+        batch,
+        seed,
+        position=position,
+        flip=flip,
+        labels=labels,
+        workers=workers,
+        cache_bytes=CACHE_BYTES // local,
+        pinned=pinned,
+        rank=here.rank,
+        count=here.count,
+    )
 
 
 def remark(config: DataConfig) -> str | None:

@@ -156,6 +156,22 @@ class RunLog:
             self.say(f"warning: no TensorBoard events: {error.strerror or error}")
 
 
+class Unwritten(RunLog):
+    """The log of a process that leaves writing to the first."""
+
+    def resume(self, step: int, window: dict[str, float]) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def opened(self, *, tensorboard: bool) -> Generator[None]:
+        """Open nothing."""
+        del tensorboard
+        yield
+
+    def _write(self, line: dict[str, Any]) -> None:
+        del line
+
+
 def path_of(folder: Path) -> Path:
     """Return where a run's log is."""
     return folder / "log.jsonl"

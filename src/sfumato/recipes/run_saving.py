@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.processes import Processes
 from sfumato.recipes.run_config import Bookkeeping, RunConfig
 from sfumato.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sfumato.training.history import checkpoints, drop_after, latest_checkpoint, prune
@@ -39,16 +40,19 @@ def refuse_taken(folder: Path) -> None:
         )
 
 
-def read_begun(folder: Path, say: Say) -> Begun:
-    """Read where a run stopped; CheckpointError where there is none, or none that is good."""
-    if (folder / CONFIG).is_file() and not checkpoints(folder):
+def read_begun(folder: Path, say: Say, processes: Processes, *, parts: bool = False) -> Begun:
+    """Read where a run stopped; CheckpointError where there is none, or none that is good.
+
+    `parts`: every process will read only its own of a checkpoint that was written in parts.
+    """
+    if processes.from_first(lambda: (folder / CONFIG).is_file() and not checkpoints(folder)):
         say(f"{folder} has no checkpoint yet: starting from its beginning")
         chosen = RunConfig.read(folder / CONFIG).arithmetic
         return Begun(precision=None if chosen is None else Precision(**asdict(chosen)))
-    latest = latest_checkpoint(folder)
+    latest = processes.from_first(lambda: latest_checkpoint(folder))
     for message in latest.skipped:
         say(message)
-    checkpoint = load_checkpoint(latest.path, training=True)
+    checkpoint = load_checkpoint(latest.path, training=True, parts=parts)
     return Begun(checkpoint, Precision(**checkpoint.describe["precision"]))
 
 
@@ -56,7 +60,8 @@ class Saver:
     """Saves one session's checkpoints: regularly, after a rollback, and at the end.
 
     Only states between two steps are saved, and only finite ones. `position`: images handed out by
-    the data. `best`: the step that measures best so far, if any was measured; it is saved and kept.
+    the data. Of several `processes` the first saves, or each its parts. `best`: the step that
+    measures best so far, if any was measured; it is saved and kept.
     """
 
     def __init__(
@@ -67,9 +72,10 @@ class Saver:
         describe: Callable[[], dict[str, Any]],
         say: Say,
         position: int,
+        processes: Processes,
     ) -> None:
         self.folder, self.state, self.config = folder, state, config
-        self.describe, self.say = describe, say
+        self.describe, self.say, self.processes = describe, say, processes
         self._saved = (state.step, state.retry)
         self._noted = (state.step, state.retry, position)
         self._time = time.monotonic()
@@ -81,7 +87,11 @@ class Saver:
 
     def after(self, record: Record) -> None:
         """Save where it is due; a failure is only told."""
+        if not (self.state.sharded or self.processes.first):
+            return
         due = self._due() or self.best == self.state.step
+        if self.state.sharded:  # all write their parts, when the first says so
+            due = self.processes.from_first(lambda: due)
         if not (record.rolled_back or (due and not record.skipped)):
             return
         self._time = time.monotonic()
@@ -100,6 +110,8 @@ class Saver:
         return time.monotonic() - self._time > _SAVE_SECONDS
 
     def _save(self) -> None:
+        if not (self.state.sharded or self.processes.first):
+            return
         current = (self.state.step, self.state.retry)
         step, retry, position = self._noted
         between_steps = self.state.whole and current == (step, retry)
@@ -108,8 +120,16 @@ class Saver:
         if not self.state.finite:
             self.say(f"warning: the weights of step {self.state.step} are not finite: not saved")
             return
-        save_checkpoint(self.folder, self.state, self.describe(), position=position)
+        save_checkpoint(
+            self.folder,
+            self.state,
+            self.describe(),
+            position=position,
+            processes=self.processes,
+        )
         self._saved = current
+        if not self.processes.first:
+            return
         # What a rollback abandoned would pass for newer.
         drop_after(self.folder, self.state.step)
         prune(self.folder, self.config.keep, () if self.best is None else (self.best,))

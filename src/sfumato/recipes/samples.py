@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from sfumato.data.pixels import to_model
 from sfumato.data.save import save_images
 from sfumato.errors import ConfigError
 from sfumato.files import write_text
+from sfumato.processes import Processes
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
 from sfumato.recipes.sampler_config import SamplerConfig
@@ -30,7 +33,8 @@ def refuse_used(folder: Path) -> None:
 class SampleWriter:
     """Writes images as they come to a new or empty folder; `close` adds grid.png and sample.toml.
 
-    ConfigError for a folder that holds files, or a sampler or class the model does not know.
+    Several `processes` write their own images; the first adds the rest for all. ConfigError for a
+    folder that holds files, or a sampler or class the model does not know.
     """
 
     def __init__(
@@ -40,26 +44,39 @@ class SampleWriter:
         sampler: SamplerConfig,
         seed: int,
         label: str | None,
+        processes: Processes | None = None,
     ) -> None:
-        refuse_used(folder)
+        self.processes = processes or Processes()
+        self.processes.from_first(lambda: refuse_used(folder))
         self.folder, self.model, self.sampler = folder, model, sampler
         self.seed, self.label = seed, label
         self.steps = len(model.grid(sampler)) - 1
         self.count = 0
-        self.shown: list[RawImages] = []
+        self.shown: dict[int, RawImages] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, images: RawImages) -> None:
-        """Write raw images [n, C, H, W], named by their seed."""
-        save_images(images, self.model.format, self.folder, start=self.seed + self.count)
-        if self.count < _SHOWN:
-            self.shown.append(images[: _SHOWN - self.count])
+    def add(self, images: RawImages, place: int | None = None) -> None:
+        """Write raw images [n, C, H, W], named by their seed.
+
+        `place`: where among all they begin; after those before if not given.
+        """
+        place = self.count if place is None else place
+        save_images(images, self.model.format, self.folder, start=self.seed + place)
+        if place < _SHOWN:
+            self.shown[place] = images[: _SHOWN - place]
         self.count += len(images)
 
     def close(self, seconds: float) -> Path:
-        """Write the grid and the record; return the grid's path."""
+        """Write the grid and the record, once all are there; return the grid's path."""
         grid = self.folder / "grid.png"
-        shown = to_model(np.concatenate(self.shown), self.model.format)
+        everyones = self.processes.all((self.count, self.shown))
+        if not self.processes.first:
+            return grid
+        self.count = sum(count for count, _ in everyones)
+        found = {place: images for _, theirs in everyones for place, images in theirs.items()}
+        shown = to_model(
+            np.concatenate([found[place] for place in sorted(found)]), self.model.format
+        )
         save_png(image_grid(shown), grid)
         write_text(self.folder / "sample.toml", tomli_w.dumps(self._record(seconds)))
         return grid
@@ -86,3 +103,27 @@ class SampleWriter:
             "sampler": sampler,
             "environment": describe(device),
         }
+
+
+def shared(
+    model: Model,
+    seeds: range,
+    processes: Processes,
+    label: str | None,
+    sampler: SamplerConfig,
+) -> Iterator[tuple[int, RawImages]]:
+    """Yield this process's images as (place among all, images), whole network batches in turn.
+
+    One process draws what `Model.samples` draws; several the same pictures between them. Raises
+    ConfigError, at the call, for what the model cannot do.
+    """
+    everything = model.samples(seeds, label=label, sampler=sampler)
+    size = sampler.batch
+    if processes.count == 1:
+        return zip(itertools.count(0, size), everything, strict=False)
+    mine = (p for p in range(0, len(seeds), size) if processes.mine(p // size))
+    return (
+        (place, images)
+        for place in mine
+        for images in model.samples(seeds[place : place + size], label=label, sampler=sampler)
+    )

@@ -8,7 +8,7 @@ are in pixels from the image's centre, x to the right and y down; p_in = M p_out
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.placement import to_like
+from sfumato.training.team import Rows
 
 F64 = torch.float64
 
@@ -47,8 +48,13 @@ class Augmentation(Protocol):
         """Numbers by which the network is told; 0 for none."""
         ...
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return the batch [B, C, H, W] and its labels [B, self.labels]; generator on the host."""
+    def __call__(
+        self, x: Tensor, generator: torch.Generator, rows: Rows | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the batch [B, C, H, W] and its labels [B, self.labels]; generator on the host.
+
+        `rows`: x is only that part of a larger batch, for all of which is drawn.
+        """
         ...
 
 
@@ -59,10 +65,13 @@ class Flip:
     probability: float = 0.5
     labels: int = 0
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
+    def __call__(
+        self, x: Tensor, generator: torch.Generator, rows: Rows | None = None
+    ) -> tuple[Tensor, None]:
         """Return the batch [B, C, H, W], some of it mirrored."""
-        chosen = torch.rand(len(x), generator=generator) < self.probability
-        return _flip(x, chosen, 3), None
+        rows = rows or Rows(0, len(x), len(x))
+        chosen = torch.rand(rows.total, generator=generator) < self.probability
+        return _flip(x, rows.cut(chosen), 3), None
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,10 @@ class Transforms:
     def none(cls, count: int) -> Transforms:
         """Return transforms that do nothing."""
         return cls(*torch.zeros(8, count, dtype=F64))
+
+    def cut(self, rows: Rows) -> Transforms:
+        """Return those of some rows of the batch."""
+        return Transforms(*(rows.cut(getattr(self, field.name)) for field in fields(self)))
 
     def describe(self) -> Tensor:
         """Return the network's labels [B, 9], all 0 for nothing.
@@ -139,9 +152,12 @@ class Augment:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"an augmentation's probability is in [0, 1], not {self.probability}")
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, generator: torch.Generator, rows: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the batch [B, C, H, W] and its labels [B, 9]; generator on the host."""
-        transforms = self.draw(len(x), generator)
+        rows = rows or Rows(0, len(x), len(x))
+        transforms = self.draw(rows.total, generator).cut(rows)
         return transform(x, transforms), to_like(transforms.describe(), x)
 
     def draw(self, count: int, generator: torch.Generator) -> Transforms:

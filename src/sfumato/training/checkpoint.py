@@ -2,15 +2,17 @@
 
 `RUN/checkpoints/NNNNNNNN/` (the step) holds ema.safetensors (all that sampling needs),
 network.safetensors, training.safetensors (optimizer and loss statistics) and checkpoint.toml, which
-describes the rest: progress, the whole recipe, and size and hash of every file. A folder is
-written under a temporary name, flushed to disk and renamed.
+describes the rest: progress, the whole recipe, and size and hash of every file. Where processes
+hold parts only, each writes one file of parts instead (see `parts`). A folder is written under a
+temporary name, flushed to disk and renamed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +20,17 @@ import tomli_w
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
+from sfumato.processes import Processes
 from sfumato.training.loss_aware import LossHistory
+from sfumato.training.parts import fill_from_parts, read_parts, write_parts
+from sfumato.training.sharded import fill, moments_of, start_moments
 from sfumato.training.state import TrainState
 from sfumato.training.statistics import LevelStatistics
 from sfumato.training.storage import FolderWriter, read_tensors, to_bytes
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.toml"
+_SMALL = ("statistics.", "history.")
 
 
 class OtherFormatError(CheckpointError):
@@ -36,7 +42,8 @@ class Checkpoint:
     """A checkpoint in memory, on the host.
 
     `position`: images handed out by the data. `describe`: what the writer said about the run.
-    `network`, `optimizer` and `statistics` are None unless it was loaded for training.
+    `network`, `optimizer` and `statistics` are None unless it was loaded for training. `unread`:
+    it was written in parts, and its weights and moments stay on disk until `restore`.
     """
 
     path: Path
@@ -51,10 +58,14 @@ class Checkpoint:
     statistics: LevelStatistics | None = None
     history: LossHistory | None = None
     hashes: dict[str, str] = field(default_factory=dict[str, str])
+    unread: bool = False
 
     def hash_of(self, name: str) -> str:
-        """First 16 hexadecimal digits of the hash of one file, such as "ema"."""
-        return self.hashes[name][:16]
+        """First 16 hexadecimal digits of the hash of one file, such as "ema"; of parts, of all."""
+        if name in self.hashes:
+            return self.hashes[name][:16]
+        whole = repr((name, sorted(self.hashes.items())))
+        return hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
 
 
 def save_checkpoint(
@@ -64,14 +75,22 @@ def save_checkpoint(
     *,
     position: int,
     weights_only: bool = False,
+    processes: Processes | None = None,
 ) -> Path:
     """Write RUN/checkpoints/<step>, replacing one of the same step, and return its path.
 
     `describe` must be expressible in TOML (no None). weights_only leaves out what only training
-    needs. Raises CheckpointError where it cannot be written (disk full, no permission): then
+    needs. A sharded state is saved by all `processes` together, any other by one. Raises
+    CheckpointError where it cannot be written (disk full, no permission): then
     nothing is left behind and earlier checkpoints are as they were.
     """
     target = run / "checkpoints" / f"{state.step:08d}"
+    if state.sharded:
+        if processes is None or weights_only:
+            raise ValueError("a sharded state is saved whole, by all its processes")
+        tensors = _all_tensors(state)
+        write_parts(target, tensors, _about(state, describe, position) | {"parts": True}, processes)
+        return target
     folder: FolderWriter | None = None
     try:
         folder = FolderWriter(target)
@@ -89,14 +108,17 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(path: Path, *, training: bool) -> Checkpoint:
+def load_checkpoint(path: Path, *, training: bool, parts: bool = False) -> Checkpoint:
     """Read a checkpoint; training=False reads and needs only the averaged weights.
 
+    parts=True leaves what was written in parts to `restore`, which reads those of this process.
     Every file read is checked against its recorded size and hash. Raises CheckpointError, naming
     the file, where something is missing, truncated, altered or of another format version.
     """
     about = read_description(path)
     files = cast("dict[str, dict[str, Any]]", about["files"])
+    if about.get("parts"):
+        return _in_parts(path, about, training, parts)
     if training and not {"network", "training"} <= files.keys():
         raise CheckpointError(
             f"{path} holds only averaged weights, which is enough to sample but not to train on: "
@@ -104,7 +126,27 @@ def load_checkpoint(path: Path, *, training: bool) -> Checkpoint:
         )
     names = ["ema", "network", "training"] if training else ["ema"]
     tensors = {name: read_tensors(path / f"{name}.safetensors", files.get(name)) for name in names}
-    rest = tensors.get("training", {})
+    return _loaded(path, about, tensors, training)
+
+
+def _in_parts(path: Path, about: dict[str, Any], training: bool, parts: bool) -> Checkpoint:
+    wanted = (
+        _SMALL if parts else ("ema.", "network.", "optimizer.", *_SMALL) if training else ("ema.",)
+    )
+    found = read_parts(path, about["files"], wanted, verify=not parts)
+    tensors = {"ema": part_of(found, "ema.")}
+    if training:
+        tensors["network"] = part_of(found, "network.")
+        tensors["training"] = {
+            k: t for k, t in found.items() if k.startswith((*_SMALL, "optimizer."))
+        }
+    return replace(_loaded(path, about, tensors, training), unread=parts)
+
+
+def _loaded(
+    path: Path, about: dict[str, Any], tensors: dict[str, dict[str, Tensor]], training: bool
+) -> Checkpoint:
+    rest, files = tensors.get("training", {}), about["files"]
     return Checkpoint(
         path=path,
         step=about["step"],
@@ -114,7 +156,7 @@ def load_checkpoint(path: Path, *, training: bool) -> Checkpoint:
         describe=about["describe"],
         ema=tensors["ema"],
         network=tensors.get("network"),
-        optimizer=_part(rest, "optimizer.") if training else None,
+        optimizer=part_of(rest, "optimizer.") if training else None,
         statistics=_statistics(rest, about["statistics"]) if training else None,
         history=_history(rest),
         hashes={name: file["blake2b"] for name, file in files.items()},
@@ -172,9 +214,14 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """
     if checkpoint.network is None or checkpoint.optimizer is None or checkpoint.statistics is None:
         raise CheckpointError(f"{checkpoint.path} was loaded for sampling; use training=True")
-    load_weights(state.network, checkpoint.network, checkpoint.path)
-    load_weights(state.ema.network, checkpoint.ema, checkpoint.path)
-    _load_optimizer(state, checkpoint.optimizer)
+    if checkpoint.unread:
+        start_moments(state.optimizer)
+        kept = {k: t for k, t in _all_tensors(state).items() if not k.startswith(_SMALL)}
+        fill_from_parts(checkpoint.path, kept)
+    else:
+        load_weights(state.network, checkpoint.network, checkpoint.path)
+        load_weights(state.ema.network, checkpoint.ema, checkpoint.path)
+        _load_optimizer(state, checkpoint.optimizer)
     state.statistics, state.history = checkpoint.statistics, checkpoint.history
     state.step, state.images = checkpoint.step, checkpoint.images
     state.retry = checkpoint.retry
@@ -185,7 +232,8 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     saved = {name: tuple(t.shape) for name, t in tensors.items()}
     if own == saved:
-        network.load_state_dict(dict(tensors))
+        for name, tensor in network.state_dict().items():
+            fill(tensor, tensors[name])
         return
     wrong = [n for n in own if saved.get(n) != own[n]] + [n for n in saved if n not in own]
     name = wrong[0]
@@ -207,14 +255,14 @@ def _write(
     if not weights_only:
         network = to_bytes(state.network.state_dict())
         files["network"] = folder.write("network.safetensors", network)
-        rest = _optimizer_tensors(state)
-        rest["statistics.borders"] = state.statistics.borders
-        rest["statistics.sums"] = state.statistics.sums
-        if state.history is not None:
-            rest["history.values"] = state.history.values
-            rest["history.counts"] = state.history.counts
+        rest = _training_tensors(state)
         files["training"] = folder.write("training.safetensors", to_bytes(rest))
-    about: dict[str, Any] = {
+    about = _about(state, describe, position) | {"files": files}
+    folder.write(DESCRIPTION, tomli_w.dumps(about).encode())
+
+
+def _about(state: TrainState, describe: Mapping[str, Any], position: int) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "step": state.step,
         "images": state.images,
@@ -225,9 +273,26 @@ def _write(
             "memory_images": state.statistics.memory_images,
         },
         "describe": dict(describe),
-        "files": files,
     }
-    folder.write(DESCRIPTION, tomli_w.dumps(about).encode())
+
+
+def _training_tensors(state: TrainState) -> dict[str, Tensor]:
+    """What only training needs: the optimizer's state by names, the losses by level."""
+    moments = moments_of(state.optimizer, state.network)
+    rest = {f"optimizer.{name}": tensor for name, tensor in moments.items()}
+    rest["statistics.borders"] = state.statistics.borders
+    rest["statistics.sums"] = state.statistics.sums
+    if state.history is not None:
+        rest["history.values"] = state.history.values
+        rest["history.counts"] = state.history.counts
+    return rest
+
+
+def _all_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Everything, parts where it is sharded, under one set of names."""
+    network = {f"network.{name}": t for name, t in state.network.state_dict().items()}
+    ema = {f"ema.{name}": t for name, t in state.ema.network.state_dict().items()}
+    return {**network, **ema, **_training_tensors(state)}
 
 
 def _statistics(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> LevelStatistics:
@@ -250,18 +315,12 @@ def _trained(network: nn.Module) -> list[str]:
     return [name for name, p in network.named_parameters() if p.requires_grad]
 
 
-def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Flatten the optimizer's state: optimizer.<parameter>.<what>."""
-    moments = cast("dict[int, dict[str, Tensor]]", state.optimizer.state_dict()["state"])
-    names = _trained(state.network)
-    return {
-        f"optimizer.{names[index]}.{what}": tensor
-        for index, entry in moments.items()
-        for what, tensor in entry.items()
-    }
-
-
 def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    if state.sharded:
+        start_moments(state.optimizer)
+        for name, moment in moments_of(state.optimizer, state.network).items():
+            fill(moment, tensors[name])
+        return
     place = {name: index for index, name in enumerate(_trained(state.network))}
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -271,5 +330,6 @@ def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return what begins with a prefix, without it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from sfumato.errors import CheckpointError
 from sfumato.training.checkpoint import DESCRIPTION, OtherFormatError, read_description
-from sfumato.training.storage import check_file, put_back
+from sfumato.training.storage import put_back, verify_file
 
 
 def verify(path: Path) -> None:
     """Check every file of a checkpoint by size and hash; CheckpointError where one fails."""
     for name, expected in read_description(path)["files"].items():
-        check_file(path / f"{name}.safetensors", expected)
+        verify_file(path / f"{name}.safetensors", expected)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from types import FrameType, TracebackType
 class Interruption:
     """A context in which the first signal only sets `requested`; a second one acts as usual.
 
-    Enter it in the main thread. `name` is the signal's, for the message.
+    Enter it in the main thread. `name` is the signal's, for the message. `patient`: further signals
+    change nothing either, for a launcher passes on what the terminal has sent already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.name: str | None = None
+        self._patient = patient
         self._before: dict[signal.Signals, signal._HANDLER] = {}  # pyright: ignore[reportPrivateUsage]
 
     @property
@@ -39,7 +41,8 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.name = signal.Signals(number).name
-        self._give_back()
+        if not self._patient:
+            self._give_back()
 
     def _give_back(self) -> None:
         while self._before:

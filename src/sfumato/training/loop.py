@@ -21,11 +21,12 @@ from sfumato.errors import DataError
 from sfumato.placement import to_like
 from sfumato.randomness import derive_seed
 from sfumato.training.guard import Guard
-from sfumato.training.loss_aware import LossAware, of_all_processes
+from sfumato.training.loss_aware import LossAware
 from sfumato.training.noise_sampling import draw
 from sfumato.training.optimizer import clip_gradients, gradient_norm
 from sfumato.training.plan import Plan
 from sfumato.training.state import TrainState
+from sfumato.training.team import Rows, Team
 
 
 class ImageBatch(Protocol):
@@ -88,6 +89,7 @@ def train(
     images: float = math.inf,
     *,
     overlap: bool | None = None,
+    team: Team | None = None,
 ) -> Iterator[Record]:
     """Train until `images` images were seen, changing `state` in place and yielding every step.
 
@@ -99,8 +101,10 @@ def train(
     overlap: begin the next batch's gradient before a step's loss is read, so that a device never
     waits for the host; the steps are the same (of a
     network that keeps no statistics of what it sees). By default on CUDA, where the plan allows it.
-    ValueError where it is asked for and does not.
+    ValueError where it is asked for and does not. In a `team` every process is fed its rows of each
+    batch, and all yield the same losses.
     """
+    team = team or Team()
     guard = Guard(
         state,
         patience=plan.patience,
@@ -116,8 +120,8 @@ def train(
             return
         if begun is None:
             waited = time.perf_counter() - asked
-            begun = _begin(state, batch, plan, state.step)
-        count = len(batch.x)
+            begun = _begin(state, batch, plan, team, state.step)
+        count = begun.rows.total
         asked = time.perf_counter()
         following = next(batches, None) if overlap and state.images + count < images else None
         waited += time.perf_counter() - asked if overlap else 0.0
@@ -128,8 +132,8 @@ def train(
             _update(state, plan, rate, current, checked=False)
             if following is not None:
                 # What the device found is waited for while it works on the next gradient.
-                begun = _begin(state, following, plan, state.step + 1)
-        loss, norm = _read(state, plan, current)
+                begun = _begin(state, following, plan, team, state.step + 1)
+        loss, norm = _read(state, plan, team, current)
         good = math.isfinite(loss) and math.isfinite(norm)
         if good:
             if not overlap:
@@ -144,7 +148,7 @@ def train(
         if begun is not None and state.step < reached:
             # These gradients belong to weights that are no longer there.
             state.optimizer.zero_grad(set_to_none=True)
-            begun = _begin(state, begun.batch, plan, state.step)
+            begun = _begin(state, begun.batch, plan, team, state.step)
         state.whole = True
         now = time.perf_counter()
         yield Record(
@@ -159,7 +163,7 @@ def train(
             skipped=not good,
             rolled_back=state.step < reached,
             message=message,
-            ahead=0 if begun is None else len(begun.batch.x),
+            ahead=0 if begun is None else begun.rows.total,
         )
         before, waited = time.perf_counter(), 0.0
 
@@ -186,9 +190,13 @@ def one_hot(labels: Tensor | None, classes: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Begun:
-    """A batch whose gradient is on its way: what the device will have found, and at what levels."""
+    """A batch whose gradient is on its way: what the device will have found, and at what levels.
+
+    Loss and norm, and the levels, are those of the whole batch.
+    """
 
     batch: ImageBatch
+    rows: Rows
     sigma: Tensor
     total: Tensor
     norm: Tensor
@@ -224,11 +232,11 @@ def _update(state: TrainState, plan: Plan, rate: float, begun: _Begun, *, checke
     optimizer.zero_grad(set_to_none=True)
 
 
-def _begin(state: TrainState, batch: ImageBatch, plan: Plan, step: int) -> _Begun:
+def _begin(state: TrainState, batch: ImageBatch, plan: Plan, team: Team, step: int) -> _Begun:
     """Leave the gradient of the batch's mean loss in the parameters, without waiting for it."""
     if not state.network.training:
         state.network.train()
-    device, count = state.device, len(batch.x)
+    device, rows = state.device, team.rows(len(batch.x))
     host = torch.Generator().manual_seed(_seed(state, plan, "levels", step))
     there = torch.Generator(device).manual_seed(_seed(state, plan, "noise", step))
 
@@ -240,60 +248,66 @@ def _begin(state: TrainState, batch: ImageBatch, plan: Plan, step: int) -> _Begu
     if batch.condition is not None:  # A pair moves as one image.
         x0 = torch.cat([x0, batch.condition.to(device, non_blocking=True)], 1)
     if plan.augment is not None:
-        x0, told = plan.augment(x0, host)
+        x0, told = plan.augment(x0, host) if rows.whole else plan.augment(x0, host, rows)
         if told is not None:
             condition["augment_labels"] = to_like(told, x0)
     if batch.condition is not None:
         x0, condition["image"] = x0[:, :channels], x0[:, channels:]
     if isinstance(plan.noise, LossAware) and state.history is not None:
-        sigma, importance = plan.noise.draw(state.history, count, host)
+        sigma, importance = plan.noise.draw(state.history, rows.total, host)
     else:
-        sigma, importance = draw(plan.noise, count, host, antithetic=plan.antithetic)
-    noise = torch.randn(x0.shape, dtype=x0.dtype, device=device, generator=there)
+        sigma, importance = draw(plan.noise, rows.total, host, antithetic=plan.antithetic)
+    shape = (rows.total, *x0.shape[1:])
+    noise = rows.cut(torch.randn(shape, dtype=x0.dtype, device=device, generator=there))
+    levels, sigma, importance = sigma, rows.cut(sigma), rows.cut(importance)
 
     total = torch.zeros((), device=device)
     errors: list[Tensor] = []
     each: list[Tensor] = []
-    size = plan.micro_batch or count
-    with _seeded(_seed(state, plan, "dropout", step), device):
-        for first in range(0, count, size):
+    size = plan.micro_batch or rows.count
+    module, divisor = team.module(state.network), team.divisor(rows)
+    with _seeded(_seed(state, plan, "dropout", step, team.rank), device):
+        for first in range(0, rows.count, size):
             part = slice(first, first + size)
-            denoise = plan.adapt(state.network)
+            denoise = plan.adapt(module)
             if condition:
                 denoise = denoise.given(**{name: c[part] for name, c in condition.items()})
-            losses = plan.objective.loss(denoise, x0[part], sigma[part], noise[part])
-            loss = (to_like(importance[part], losses.value) * losses.value).sum() / count
-            loss.backward()
+            with team.passing(last=first + size >= rows.count):
+                losses = plan.objective.loss(denoise, x0[part], sigma[part], noise[part])
+                weighted = to_like(importance[part], losses.value) * losses.value
+                loss = weighted.sum() / divisor
+                loss.backward()
             total = total + loss.detach()
             errors.append(losses.error)
             each.append(losses.value.detach())
-    norm = gradient_norm(state.network.parameters())
+    norm, total = gradient_norm(state.network.parameters()), team.mean(total)
     found = torch.cat([total.reshape(1), norm.reshape(1), *errors, *each])
     if device.type != "cuda":
-        return _Begun(batch, sigma, total, norm, found)
+        return _Begun(batch, rows, levels, total, norm, found)
     told = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
     told.copy_(found, non_blocking=True)
     ready = torch.cuda.Event()
     ready.record()
-    return _Begun(batch, sigma, total, norm, told, ready)
+    return _Begun(batch, rows, levels, total, norm, told, ready)
 
 
-def _read(state: TrainState, plan: Plan, begun: _Begun) -> tuple[float, float]:
+def _read(state: TrainState, plan: Plan, team: Team, begun: _Begun) -> tuple[float, float]:
     """Wait for what the device found, note it, and return loss and norm."""
     if begun.ready is not None:
         begun.ready.synchronize()
-    sigma, count = begun.sigma, len(begun.batch.x)
+    sigma, count = begun.sigma, begun.rows.count
     values = begun.found.tolist()
-    error, value = values[2 : 2 + count], values[-count:]
-    state.statistics = state.statistics.seen(sigma, torch.tensor(error, dtype=sigma.dtype))
+    mine = torch.tensor([values[2 : 2 + count], values[-count:]], dtype=sigma.dtype)
+    error, value = team.joint(mine)
+    state.statistics = state.statistics.seen(sigma, error)
     if isinstance(plan.noise, LossAware) and state.history is not None:
-        found = of_all_processes(plan.noise.index(sigma), torch.tensor(value, dtype=sigma.dtype))
-        state.history = state.history.seen(*found)
+        state.history = state.history.seen(plan.noise.index(sigma), value)
     return values[0], values[1]
 
 
-def _seed(state: TrainState, plan: Plan, purpose: str, step: int) -> int:
-    return derive_seed(plan.seed, "train", purpose, step, state.retry)
+def _seed(state: TrainState, plan: Plan, purpose: str, step: int, rank: int = 0) -> int:
+    others = (rank,) if rank else ()
+    return derive_seed(plan.seed, "train", purpose, step, state.retry, *others)
 
 
 @contextmanager

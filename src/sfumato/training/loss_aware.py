@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sfumato.noise import F64
@@ -85,24 +84,3 @@ class LossAware(UniformLevels):
     def index(self, sigma: Tensor) -> Tensor:
         """Return the place of levels in the ladder."""
         return self.levels.condition(sigma).long()
-
-
-def of_all_processes(index: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the levels [B] and losses [B] of every process, in the order of their ranks.
-
-    So all keep one history, each drawing levels of its own. Batches may differ in size. Unchanged
-    where torch.distributed has not been started.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return index, losses
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    mine = torch.stack([index.to(F64), losses.to(F64)]).to(device)
-    size = torch.tensor([len(index)], device=device)
-    sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)  # pyright: ignore[reportUnknownMemberType]
-    counts = [int(count) for count in sizes]
-    padded = torch.nn.functional.pad(mine, (0, max(counts) - len(index)))
-    parts = [torch.zeros_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)  # pyright: ignore[reportUnknownMemberType]
-    whole = torch.cat([part[:, :count] for part, count in zip(parts, counts, strict=True)], 1).cpu()
-    return whole[0].long(), whole[1]

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sfumato.training.sharded import full
+
 
 class Decay(Protocol):
     """What the learning rate is multiplied by as training goes on."""
@@ -125,8 +127,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def norm_of(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the 2-norm of all tensors together, a scalar."""
-    return nn.utils.get_total_norm([t.detach() for t in tensors])
+    """Return the 2-norm of all tensors together, a scalar; of parts, of what all processes hold."""
+    return full(nn.utils.get_total_norm([t.detach() for t in tensors]))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, largest: float) -> None:

@@ -18,6 +18,7 @@ from sfumato.errors import CheckpointError
 
 _TEMPORARY = ".writing-"
 _REPLACED = ".replaced-"
+_DIGEST = 32
 
 
 class FolderWriter:
@@ -88,6 +89,25 @@ def read_tensors(path: Path, expected: Mapping[str, Any] | None) -> dict[str, Te
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 
 
+def verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    """Check a file as `check_file` does, without holding it in memory."""
+    try:
+        found = describe_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    _compare(path, found["bytes"], found["blake2b"], expected)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the size and hash of a file."""
+    digest, size = hashlib.blake2b(digest_size=_DIGEST), 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "blake2b": digest.hexdigest()}
+
+
 def check_file(path: Path, expected: Mapping[str, Any] | None) -> bytes:
     """Return a file's content; CheckpointError, saying how, where it is not what was written."""
     if expected is None:
@@ -96,21 +116,25 @@ def check_file(path: Path, expected: Mapping[str, Any] | None) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    if len(content) != expected.get("bytes"):
+    _compare(path, len(content), _hash(content), expected)
+    return content
+
+
+def _compare(path: Path, size: int, digest: str, expected: Mapping[str, Any]) -> None:
+    if size != expected.get("bytes"):
         raise CheckpointError(
-            f"{path} is truncated or was changed: it has {len(content)} bytes, "
+            f"{path} is truncated or was changed: it has {size} bytes, "
             f"{expected.get('bytes')} were written; use an earlier checkpoint"
         )
-    if _hash(content) != expected.get("blake2b"):
+    if digest != expected.get("blake2b"):
         raise CheckpointError(
             f"{path} was changed or damaged: its content does not have the recorded hash; "
             f"use an earlier checkpoint"
         )
-    return content
 
 
 def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=32).hexdigest()
+    return hashlib.blake2b(content, digest_size=_DIGEST).hexdigest()
 
 
 def _flush_folder(path: Path) -> None:

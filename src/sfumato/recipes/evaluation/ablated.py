@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from sfumato.errors import MissingExtraError
 from sfumato.files import write_bytes
+from sfumato.processes import Processes
 from sfumato.recipes.ablations import Ablation, Cell
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import compare
 from sfumato.recipes.evaluation.job import Places, of_run
 from sfumato.recipes.evaluation.outcome import number
-from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet, pixels
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial

@@ -11,9 +11,9 @@ from sfumato.data.images import Images
 from sfumato.data.pixels import to_model
 from sfumato.metrics.features import extract
 from sfumato.metrics.frechet import FeatureStatistics, frechet_distance
+from sfumato.processes import Processes
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.extractors import extractor_of, on_device
-from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.model import Model

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sfumato.errors import ConfigError, DataError
 from sfumato.metrics.statistics_file import Provenance, read_statistics, write_statistics
+from sfumato.processes import Processes, joined, own_device
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.evaluate import evaluate
 from sfumato.recipes.evaluation.explain import Convention, explain
@@ -24,7 +25,6 @@ from sfumato.recipes.evaluation.opening import (
 from sfumato.recipes.evaluation.outcome import Outcome
 from sfumato.recipes.evaluation.page import add_to_report, write_page
 from sfumato.recipes.evaluation.plan import Reference
-from sfumato.recipes.evaluation.processes import Processes, joined, own_device
 from sfumato.recipes.evaluation.provenance import key_of, provenance
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet, Stored, check_alike
 from sfumato.recipes.evaluation.settings import DISTANCES, Settings

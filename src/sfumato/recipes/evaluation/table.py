@@ -17,9 +17,9 @@ from sfumato.metrics.features import Classifying, FeatureExtractor, features
 from sfumato.metrics.foreign import ForeignFeatures
 from sfumato.metrics.frechet import FeatureStatistics
 from sfumato.metrics.thinning import dealt, spread
+from sfumato.processes import Processes
 from sfumato.recipes.environment import describe
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import CHUNK, Band, ImageSet, chunk_count, pixels
 
 Alter = Callable[[Tensor], Tensor]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import ConfigError
+from sfumato.processes import Processes
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import (
     Result,
@@ -22,7 +23,6 @@ from sfumato.recipes.evaluation.compare import (
 )
 from sfumato.recipes.evaluation.comparison import table_of, write_comparison
 from sfumato.recipes.evaluation.job import Places, of_run
-from sfumato.recipes.evaluation.processes import Processes
 from sfumato.recipes.evaluation.sets import Drawn, ImageSet, check_alike
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial, fixed_trials

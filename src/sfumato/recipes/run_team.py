@@ -1,0 +1,117 @@
+"""What the processes of a run have to agree on: before the first step, and after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+from torch import nn
+
+from sfumato.data.images import Images
+from sfumato.errors import ConfigError, DataError
+from sfumato.networks.base import Network
+from sfumato.processes import Processes
+from sfumato.recipes.environment import describe
+from sfumato.recipes.run_config import RunConfig
+from sfumato.recipes.toml import difference
+from sfumato.training.loop import Record
+from sfumato.training.sharded import fill, full
+from sfumato.training.team import Team
+
+
+def team_of(processes: Processes, config: RunConfig, device: str) -> Team:
+    """Return how steps are spread; ConfigError for a recipe these processes cannot share."""
+    if processes.count == 1:
+        return Team()
+    from sfumato.training.fabric import FabricTeam
+
+    recipe, sharded = config.recipe, config.run.fsdp
+    if sharded and recipe.optimizer.kind == "muon":
+        raise ConfigError(
+            "--fsdp splits matrices over processes, and Muon needs them whole: "
+            "--optimizer.kind adam, or leave out --fsdp"
+        )
+    return FabricTeam(
+        processes, device, recipe.batch, micro_batch=recipe.micro_batch, sharded=sharded
+    )
+
+
+def check_same(processes: Processes, config: RunConfig, images: Images) -> None:
+    """Raise ConfigError or DataError in all processes where one has another recipe, data, ...
+
+    They would train apart, or end at different results than they say.
+    """
+    if processes.count == 1:
+        return
+    recipes = processes.all(config.recipe)
+    for rank, theirs in enumerate(recipes):
+        if changed := difference(theirs, recipes[0]):
+            first = difference(recipes[0], theirs)
+            told = ", ".join(f"{k} = {v} (process 0: {first.get(k)})" for k, v in changed.items())
+            raise ConfigError(
+                f"process {rank} has another recipe than process 0: {told}; start all processes "
+                "with the same command line"
+            )
+    options = processes.all({**asdict(config.run), "threads": ""})
+    for rank, theirs in enumerate(options):
+        if changed := [
+            f"{k} {v}, not {options[0][k]}" for k, v in theirs.items() if v != options[0][k]
+        ]:
+            raise ConfigError(
+                f"process {rank} has other options than process 0: {', '.join(changed)}; start all "
+                "processes with the same command line"
+            )
+    sets = processes.all((images.fingerprint, images.describe()))
+    for rank, (fingerprint, what) in enumerate(sets):
+        if fingerprint != sets[0][0]:
+            raise DataError(
+                f"process {rank} has other images ({what}) than process 0 ({sets[0][1]}): "
+                "every machine needs the same files under --data"
+            )
+    about = describe("cpu")
+    versions = f"sfumato {about['sfumato']}, torch {about['torch']}"
+    processes.check_same(versions, "versions", "install the same on every machine")
+    processes.check_same(f"{torch.get_num_threads()}", "numbers of threads")
+
+
+def agreed(processes: Processes, record: Record, stop: bool) -> tuple[Record, bool]:
+    """Return the record by the first process's clock, and whether any process wants to stop.
+
+    `waited` is that of whoever waited longest for data: the others waited for him.
+    """
+    if processes.count == 1:
+        return record, stop
+    told = torch.tensor([record.seconds, record.waited, float(stop)], dtype=torch.float64)
+    rows = processes.stacked(told)
+    seconds = float(rows[0, 0])
+    waited = min(float(rows[:, 1].max()), seconds)
+    return replace(record, seconds=seconds, waited=waited), bool(rows[:, 2].any())
+
+
+def voices(
+    processes: Processes, say: Callable[[str], None] | None
+) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """Return what the first process alone says, and what each says of itself."""
+    if say is None:
+        return (_silent, _silent)
+    if processes.first:
+        return (say, say)
+    return (_silent, lambda text: say(f"process {processes.rank}: {text}"))
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+def gathered(
+    parted: nn.Module, processes: Processes, make: Callable[[], Network]
+) -> Network | None:
+    """Return a whole network with the weights that the processes hold parts of, in the first."""
+    whole = make() if processes.first else None
+    targets = {} if whole is None else whole.state_dict()
+    for name, tensor in parted.state_dict().items():
+        value = full(tensor)
+        if whole is not None:
+            fill(targets[name], value)
+    return None if whole is None else whole.eval().requires_grad_(False)

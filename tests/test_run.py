@@ -33,6 +33,7 @@ from sfumato.cli import main
 from sfumato.data.images import Subset
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipes import run as run_module
+from sfumato.recipes import run_network
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Arithmetic, DataConfig, RunConfig
 from sfumato.training.history import checkpoints, latest_checkpoint, verify
@@ -294,13 +295,13 @@ def test_a_restart_before_the_first_checkpoint_keeps_the_arithmetic(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = Precision("bfloat16", channels_last=True)
-    monkeypatch.setattr(run_module, "choose_precision", lambda *a, **b: Choice(chosen, "measured"))
+    monkeypatch.setattr(run_network, "choose_precision", lambda *a, **b: Choice(chosen, "measured"))
     open_run(tmp_path, data, small(precision="auto"))
 
     def again(*arguments: Any, **options: Any) -> Choice:
         return Choice(Precision(), "measured anew")
 
-    monkeypatch.setattr(run_module, "choose_precision", again)
+    monkeypatch.setattr(run_network, "choose_precision", again)
     run = open_run(tmp_path, data, small(precision="auto"), resume=True)
     assert run.precision == chosen
     list(run.steps())

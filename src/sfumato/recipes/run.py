@@ -7,14 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from sfumato.data.images import Images
 from sfumato.data.loader import Batches
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
 from sfumato.processes import Processes, joined, meeting, own_device
-from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.environment import pick_device, set_threads, tune_device
 from sfumato.recipes.model import Model
@@ -32,6 +29,7 @@ from sfumato.recipes.run_data import (
     stream_of,
 )
 from sfumato.recipes.run_log import RunLog, Unwritten
+from sfumato.recipes.run_network import NetworkMaker
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
 from sfumato.recipes.run_team import agreed, check_same, gathered, team_of, voices
 from sfumato.recipes.toml import to_toml
@@ -40,16 +38,13 @@ from sfumato.training.checkpoint import Checkpoint, expect_same, restore
 from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
-from sfumato.training.precision import Choice, Precision, choose_precision
-from sfumato.training.replay import replay_training
+from sfumato.training.precision import Precision
 from sfumato.training.state import TrainState
 
 if TYPE_CHECKING:
     from sfumato.recipes.evaluation.during import Evaluation
 
 _PREVIEWS = 5
-_COMPILED_MINUTES = 10.0
-_SMALL = 20_000_000
 REPORT = "report.html"
 
 Say = Callable[[str], None]
@@ -124,8 +119,12 @@ class Run:
         self.classes = images.classes if config.data.classes else ()
         levels = images.format.levels
         self.condition = None if images.inputs is None else images.inputs.format
+        self._maker = NetworkMaker(
+            self.recipe, images.format, len(self.classes), self.condition, self.device, self.team,
+            self.say,
+        )  # fmt: skip
         # What one device cannot hold is made on the host, and moved part by part.
-        network = self._network("cpu" if self.team.sharded else self.device)
+        network = self._maker.network("cpu" if self.team.sharded else self.device)
         check_samplers(
             Model(self.recipe, network, images.format, self.classes, condition=self.condition)
         )
@@ -135,7 +134,7 @@ class Run:
             classes=len(self.classes),
             decay=FittedDecay(decay_of(self.recipe), self.progress),
         )
-        self.precision = precision or processes.from_first(lambda: self._choose(network))
+        self.precision = precision or processes.from_first(lambda: self._maker.precision(network))
         if self.recipe.precision == "auto":
             chosen = Arithmetic(self.precision.dtype, self.precision.channels_last)
             config = replace(config, arithmetic=chosen)
@@ -143,7 +142,7 @@ class Run:
         self.precision.apply(network)
         self.state = TrainState.start(network, self.plan, self.team.take(network))
         self.precision.apply(cast(Network, self.state.ema.network))
-        self._quicken(network)
+        self._maker.quicken(network, config.run)
         log = RunLog if processes.first else Unwritten
         self.log = log(folder, config.run.log_every, self.say)
         self.position = self._ahead = 0
@@ -374,19 +373,10 @@ class Run:
         if not self.team.sharded:
             return
         average = self.state.ema.network
-        whole = gathered(average, self.processes, lambda: self._network(self.device))
+        whole = gathered(average, self.processes, lambda: self._maker.network(self.device))
         if whole is not None:
             self.precision.apply(whole)
         self._gathered = whole
-
-    def _network(self, device: str) -> Network:
-        return build.network_of(
-            self.recipe,
-            self.images_set.format.shape,
-            len(self.classes),
-            condition=self.condition.channels if self.condition else 0,
-            device=device,
-        )
 
     def _note(self, record: Record, batches: Batches) -> None:
         """Write down what a step did."""
@@ -401,47 +391,3 @@ class Run:
                 self._complain(f"warning: {message}")
                 self.log.note(record, message)
             self.unreadable = found
-
-    def _quicken(self, network: Network) -> None:
-        """Compile the network or have it replayed, as the run says."""
-        run, how = self.config.run, self.config.run.compile
-        cuda = self.device.startswith("cuda")
-        alone = self.team.count == 1
-        whole = self.plan.micro_batch in (None, self.recipe.batch)
-        if how == "auto" and cuda:
-            small = sum(p.numel() for p in network.parameters()) < _SMALL and whole and alone
-            long = not 0 < run.minutes < _COMPILED_MINUTES
-            how = "graphs" if small else "on" if long and not self.team.sharded else "off"
-        if how == "on":
-            self.say("compiling the network: the first step takes a minute or several")
-            network.compile(dynamic=False)
-        elif how == "graphs":
-            if not (cuda and whole and alone):
-                raise ConfigError(
-                    "--compile graphs needs a CUDA device, one process and whole batches (no "
-                    "--micro-batch)"
-                )
-            batch, shape = self.recipe.batch, self.images_set.format.shape
-            told = {name: c.expand(batch, *c.shape[1:]) for name, c in self._told().items()}
-            x, level = torch.zeros(batch, *shape), torch.zeros(batch)
-            given = {name: c.contiguous().to(self.device) for name, c in told.items()}
-            replay_training(network, x.to(self.device), level.to(self.device), given)
-
-    def _told(self) -> dict[str, torch.Tensor]:
-        """Examples [1, ...] of the conditions that the network is trained with."""
-        told = {"class_labels": torch.zeros(1, len(self.classes))} if self.classes else {}
-        if self.recipe.augment > 0:
-            told["augment_labels"] = torch.zeros(1, build.AUGMENT_LABELS)
-        if self.condition:
-            told["image"] = torch.zeros(1, *self.condition.shape)
-        return told
-
-    def _choose(self, network: Network) -> Precision:
-        if self.recipe.precision != "auto":
-            return Precision(self.recipe.precision, channels_last=True)
-        if self.team.sharded and self.device != "cpu":  # it may not fit as a whole
-            return Precision("bfloat16", channels_last=True)
-        shape = (min(self.recipe.batch, 32), *self.images_set.format.shape)
-        choice: Choice = choose_precision(network, shape, conditions=self._told())
-        self.say(f"arithmetic: {choice.sentence}")
-        return choice.precision

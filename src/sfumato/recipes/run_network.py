@@ -1,0 +1,96 @@
+"""A run's network: what it is asked with, in which arithmetic, compiled or replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato.data.pixels import PixelFormat
+from sfumato.errors import ConfigError
+from sfumato.networks.base import Network
+from sfumato.recipes import build
+from sfumato.recipes.config import Recipe
+from sfumato.recipes.run_config import Bookkeeping
+from sfumato.training.precision import Precision, choose_precision
+from sfumato.training.replay import replay_training
+from sfumato.training.team import Team
+
+_COMPILED_MINUTES = 10.0
+_SMALL = 20_000_000
+
+
+@dataclass(frozen=True)
+class NetworkMaker:
+    """Makes a run's network for images of `format`, and makes it quick on `device`.
+
+    `condition` is the format of the images it starts from, None where it needs none.
+    """
+
+    recipe: Recipe
+    format: PixelFormat
+    classes: int
+    condition: PixelFormat | None
+    device: str
+    team: Team
+    say: Callable[[str], None]
+
+    def network(self, device: str) -> Network:
+        """Return a new network on a device."""
+        return build.network_of(
+            self.recipe,
+            self.format.shape,
+            self.classes,
+            condition=self.condition.channels if self.condition else 0,
+            device=device,
+        )
+
+    def precision(self, network: Network) -> Precision:
+        """Return the arithmetic the recipe names, or what is measured to be fastest."""
+        if self.recipe.precision != "auto":
+            return Precision(self.recipe.precision, channels_last=True)
+        if self.team.sharded and self.device != "cpu":  # it may not fit as a whole
+            return Precision("bfloat16", channels_last=True)
+        shape = (min(self.recipe.batch, 32), *self.format.shape)
+        choice = choose_precision(network, shape, conditions=self._conditions())
+        self.say(f"arithmetic: {choice.sentence}")
+        return choice.precision
+
+    def quicken(self, network: Network, run: Bookkeeping) -> None:
+        """Compile the network for training or have it replayed, as the run says.
+
+        Raises ConfigError where it says graphs and there can be none.
+        """
+        how, cuda = run.compile, self.device.startswith("cuda")
+        whole = self.recipe.micro_batch in (0, self.recipe.batch) and self.team.count == 1
+        if how == "auto" and cuda:
+            small = sum(p.numel() for p in network.parameters()) < _SMALL and whole
+            long = not 0 < run.minutes < _COMPILED_MINUTES
+            how = "graphs" if small else "on" if long and not self.team.sharded else "off"
+        if how == "on":
+            self.say("compiling the network: the first step takes a minute or several")
+            network.compile(dynamic=False)
+        elif how == "graphs":
+            if not (cuda and whole):
+                raise ConfigError(
+                    "--compile graphs needs a CUDA device, one process and whole batches (no "
+                    "--micro-batch)"
+                )
+            batch = self.recipe.batch
+            given = {
+                name: one.expand(batch, *one.shape[1:]).contiguous().to(self.device)
+                for name, one in self._conditions().items()
+            }
+            x = torch.zeros(batch, *self.format.shape, device=self.device)
+            replay_training(network, x, torch.zeros(batch, device=self.device), given)
+
+    def _conditions(self) -> dict[str, Tensor]:
+        """Examples [1, ...] of the conditions that the network is trained with."""
+        told = {"class_labels": torch.zeros(1, self.classes)} if self.classes else {}
+        if self.recipe.augment > 0:
+            told["augment_labels"] = torch.zeros(1, build.AUGMENT_LABELS)
+        if self.condition:
+            told["image"] = torch.zeros(1, *self.condition.shape)
+        return told

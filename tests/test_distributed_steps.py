@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distributed_helpers import together
+from distributed_helpers import run, together, torchrun
 from recipe_helpers import in_memory
 from sfumato.data.loader import Batches
 from sfumato.errors import ConfigError, MissingExtraError
@@ -205,3 +205,21 @@ def test_one_process_is_by_itself() -> None:
     assert alone.all("x") == ["x"]
     assert alone.from_first(lambda: 3) == 3
     assert np.array_equal(alone.stacked(torch.arange(3)), [[0, 1, 2]])
+
+
+AGAIN = """
+from sfumato.processes import joined
+for turn in range(3):
+    with joined() as processes:
+        told = processes.all((turn, processes.rank))
+        assert told == [(turn, 0), (turn, 1)], told
+print("met three times")
+"""
+
+
+def test_one_job_may_join_several_times(tmp_path: Path) -> None:
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    done = run(torchrun([str(script)]))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("met three times") == 2

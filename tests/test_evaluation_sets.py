@@ -14,7 +14,7 @@ from evaluation_helpers import NHWC, image_folder, pair, pooled_features, rows_o
 from recipe_helpers import pixels
 from sfumato.data import open_images
 from sfumato.data.arrays import InMemory
-from sfumato.errors import DataError
+from sfumato.errors import ConfigError, DataError
 from sfumato.processes import Processes, own_device
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.cache import Cache
@@ -191,6 +191,9 @@ def test_every_process_of_a_launch_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert own_device("cuda") == "cuda:1"
     assert own_device("cpu") == "cpu"
     assert own_device("cuda:3") == "cuda:3"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"all of them cannot use cuda:3: --device cuda gives"):
+        own_device("cuda:3")
 
 
 def test_other_feeding_is_another_number(tmp_path: Path, features: Path) -> None:

@@ -272,6 +272,32 @@ def test_a_host_that_runs_ahead_stops_between_two_steps() -> None:
     assert_same(ahead, behind, but="seen")
 
 
+def test_a_loop_after_one_that_ran_ahead_starts_from_no_gradient() -> None:
+    how = plan()
+    ends: list[tuple[list[float], TrainState]] = []
+    for overlap in (False, True):
+        state, norms = TrainState.start(tiny(), how), list[float]()
+        for position in (0, 24):
+            run = train(state, Data(position=position), how, overlap=overlap)
+            norms = [record.gradient_norm for record in islice(run, 3)]
+            run.close()
+        ends.append((norms, state))
+    assert ends[0][0] == ends[1][0]
+    assert_same(ends[0][1], ends[1][1], but="seen")
+
+
+def test_a_bad_step_of_a_loop_that_ran_ahead_does_not_stop_the_next_loop() -> None:
+    how = plan()
+    state = TrainState.start(Faulty({2}), how)
+    run = train(state, Data(), how, overlap=True)
+    assert [next(run).skipped for _ in range(2)] == [False, True]
+    run.close()
+    before = [p.detach().clone() for p in state.network.parameters()]
+    assert not next(train(state, Data(), how, overlap=False)).skipped
+    moved = [not torch.equal(p, q) for p, q in zip(state.network.parameters(), before, strict=True)]
+    assert all(moved)
+
+
 def test_running_ahead_is_refused_where_a_bad_step_could_not_be_left_out() -> None:
     how = plan(optimizer=Muon())
     with pytest.raises(ValueError, match="fused optimizer, such as Adam"):

@@ -6,6 +6,7 @@ draw pictures. Gradients and shards of weights are the business of `training.fab
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Callable, Generator
@@ -157,15 +158,27 @@ def started() -> int:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: each that torchrun started takes a GPU of its own."""
-    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+    """The device of this process: each that torchrun started takes a GPU of its own.
+
+    Raises ConfigError where several are told to take the same.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return device
+    if device.startswith("cuda:") and started() > 1:
+        raise ConfigError(
+            f"several processes were started, and all of them cannot use {device}: --device cuda "
+            "gives each a GPU of its own"
+        )
+    if device != "cuda":
         return device
     return f"cuda:{int(os.environ['LOCAL_RANK']) % max(torch.cuda.device_count(), 1)}"
 
 
 @contextmanager
 def joined(*, device: str = "cpu") -> Generator[Processes]:
-    """Join the processes torchrun started, for as long as the block lasts.
+    """Join the processes torchrun started; a second block joins the same ones again.
+
+    A process group that there is already is used, and must know gloo. After an error it is left.
 
     `device`: where they also exchange tensors, "cpu" or "cuda". Raises ConfigError where they
     cannot meet, or where there are more of them on a machine than GPUs that each needs one of.
@@ -180,12 +193,15 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
             f"{torch.cuda.device_count()} GPUs, and each trains on one of its own: "
             f"--nproc-per-node {max(torch.cuda.device_count(), 1)}, or --device cpu"
         )
+    own_device(device)
+    if device == "cuda":
+        torch.cuda.set_device(own_device("cuda"))
     try:
-        if device == "cuda":
-            torch.cuda.set_device(own_device("cuda"))
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_GRADIENTS)
-        else:
-            dist.init_process_group("gloo", timeout=_GRADIENTS)
+        if not dist.is_initialized():
+            # NCCL starts with the first exchange between GPUs, if there is one.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=_GRADIENTS)
+            atexit.register(_leave)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise ConfigError(
@@ -198,6 +214,15 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
         with meeting():
             processes.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         yield processes
-    finally:
-        with suppress(RuntimeError):
+    except GeneratorExit:  # Somebody stopped early, which is no error.
+        raise
+    except BaseException:
+        _leave()
+        raise
+
+
+def _leave() -> None:
+    """Leave the others for good; meeting once more in one job does not work reliably."""
+    with suppress(RuntimeError, ValueError, AssertionError):
+        if dist.is_initialized():
             dist.destroy_process_group()

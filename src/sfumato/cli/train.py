@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -52,6 +52,8 @@ class ResumeOptions:
     """Train on, up to so many minutes in all, those of earlier sessions included."""
     threads: int | None = None
     """CPU threads; as before if not given (another number changes the last bits)."""
+    compile: Literal["auto", "on", "graphs", "off"] | None = None
+    """As for a new run; as before if not given."""
     fsdp: bool | None = None
     """Split the weights over the processes, or not; as before if not given."""
 
@@ -110,6 +112,8 @@ def _resume(arguments: Sequence[str]) -> int:
         config = replace(config, recipe=replace(config.recipe, images=options.images))
     if options.minutes is not None:
         config = replace(config, run=replace(config.run, minutes=options.minutes))
+    if options.compile is not None:
+        config = replace(config, run=replace(config.run, compile=options.compile))
     if options.threads is not None:
         config = replace(config, run=replace(config.run, threads=options.threads))
     if options.fsdp is not None:

@@ -38,6 +38,10 @@ class Graphed(nn.Module):
         given = {"x": x, "noise_label": noise_label, **condition}
         if not x.is_cuda or self.network.training or torch.is_grad_enabled():
             return self.network(**given)
+        with torch.cuda.device(x.device):
+            return self._replayed(given)
+
+    def _replayed(self, given: dict[str, Tensor]) -> Tensor:
         key = tuple((name, tuple(t.shape), t.dtype) for name, t in given.items())
         known = self._graphs.get(key)
         if known is None:

@@ -27,8 +27,13 @@ def pick_device(name: str) -> str:
 
 
 def tune_device(device: str) -> None:
-    """Let a GPU search for its fastest convolutions and use TF32 in products of float32."""
+    """Let a GPU search for its fastest convolutions and use TF32 in products of float32.
+
+    It becomes the process's current one, where what names no device goes.
+    """
     if device.startswith("cuda"):
+        if ":" in device:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True
         torch.set_float32_matmul_precision("high")

@@ -24,6 +24,7 @@ from sfumato.protocols import Denoiser, Solver
 from sfumato.randomness import derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
+from sfumato.recipes.environment import tune_device
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import from_toml
@@ -320,6 +321,7 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Mode
     """
     if weights not in ("ema", "network"):
         raise ValueError(f'weights are "ema" (the average) or "network", not {weights!r}')
+    tune_device(device)
     where, notes = Path(path), ()
     if not (where / DESCRIPTION).is_file():
         latest = latest_checkpoint(where)

@@ -70,21 +70,43 @@ class NetworkMaker:
             long = not 0 < run.minutes < _COMPILED_MINUTES
             how = "graphs" if small else "on" if long and not self.team.sharded else "off"
         if how == "on":
-            self.say("compiling the network: the first step takes a minute or several")
-            network.compile(dynamic=False)
+            self._compile(network, must=run.compile == "on")
         elif how == "graphs":
             if not (cuda and whole):
                 raise ConfigError(
                     "--compile graphs needs a CUDA device, one process and whole batches (no "
-                    "--micro-batch)"
+                    "--micro-batch): leave it out, or resume with --compile auto"
                 )
-            batch = self.recipe.batch
-            given = {
-                name: one.expand(batch, *one.shape[1:]).contiguous().to(self.device)
-                for name, one in self._conditions().items()
-            }
-            x = torch.zeros(batch, *self.format.shape, device=self.device)
-            replay_training(network, x, torch.zeros(batch, device=self.device), given)
+            x, level, given = self._batch(self.recipe.batch)
+            replay_training(network, x, level, given)
+
+    def _compile(self, network: Network, *, must: bool) -> None:
+        """Compile the network; where that fails and needs not be, say so and leave it."""
+        self.say("compiling the network, which takes a minute or several")
+        network.train().compile(dynamic=False)
+        if must:
+            return
+        kind = "cuda" if self.device == "cpu" else torch.device(self.device).type
+        devices = [] if self.device == "cpu" else [torch.device(self.device)]
+        try:
+            with torch.random.fork_rng(devices, device_type=kind):
+                x, level, given = self._batch(self.recipe.micro_batch or self.recipe.batch)
+                weights = [p for p in network.parameters() if p.requires_grad]
+                out = network(x, level, **given).square().mean()
+                torch.autograd.grad(out, weights, allow_unused=True)
+        except Exception as error:  # Compilers and drivers fail in many ways.
+            network._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+            told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self.say(f"the network is not compiled, and trains more slowly: {told}")
+
+    def _batch(self, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Images, levels and conditions of zeros, as the network is given them in training."""
+        given = {
+            name: one.expand(count, *one.shape[1:]).contiguous().to(self.device)
+            for name, one in self._conditions().items()
+        }
+        x = torch.zeros(count, *self.format.shape, device=self.device)
+        return x, torch.zeros(count, device=self.device), given
 
     def _conditions(self) -> dict[str, Tensor]:
         """Examples [1, ...] of the conditions that the network is trained with."""

@@ -317,6 +317,8 @@ def _trained(network: nn.Module) -> list[str]:
 
 def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     if state.sharded:
+        if not tensors:  # Nothing was learned yet.
+            return
         start_moments(state.optimizer)
         for name, moment in moments_of(state.optimizer, state.network).items():
             fill(moment, tensors[name])

@@ -90,7 +90,7 @@ def train(
     *,
     overlap: bool | None = None,
     team: Team | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Train until `images` images were seen, changing `state` in place and yielding every step.
 
     Between two records the state is whole: save it, sample from state.ema, or stop (after an
@@ -99,19 +99,35 @@ def train(
     the plan and TrainingError where loss or gradients stay non-finite through several rollbacks.
 
     overlap: begin the next batch's gradient before a step's loss is read, so that a device never
-    waits for the host; the steps are the same (of a
-    network that keeps no statistics of what it sees). By default on CUDA, where the plan allows it.
-    ValueError where it is asked for and does not. In a `team` every process is fed its rows of each
-    batch, and all yield the same losses.
+    waits for the host; the steps are the same (of a network that keeps no statistics of what it
+    sees), and gradients between two records are the loop's. By default on CUDA, where the plan
+    allows it. ValueError where it is asked for and does not. In a `team` every process is fed its
+    rows of each batch, and all yield the same losses.
     """
-    team = team or Team()
+    # What an earlier loop had begun when it was closed must not be added to.
+    state.optimizer.zero_grad(set_to_none=True)
+    try:
+        yield from _steps(
+            state, batches, plan, images, _overlap(state, plan, overlap), team or Team()
+        )
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+
+
+def _steps(
+    state: TrainState,
+    batches: Iterator[ImageBatch],
+    plan: Plan,
+    images: float,
+    overlap: bool,
+    team: Team,
+) -> Iterator[Record]:
     guard = Guard(
         state,
         patience=plan.patience,
         snapshot_steps=plan.snapshot_steps,
         max_rollbacks=plan.max_rollbacks,
     )
-    overlap = _overlap(state, plan, overlap)
     before, waited, begun = time.perf_counter(), 0.0, None
     while state.images < images:
         asked = time.perf_counter()
@@ -229,6 +245,8 @@ def _update(state: TrainState, plan: Plan, rate: float, begun: _Begun, *, checke
         bad = begun.total + begun.norm
         optimizer.found_inf = (~bad.isfinite()).float()  # pyright: ignore
     optimizer.step()
+    if not checked:
+        del optimizer.found_inf  # pyright: ignore
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -287,7 +305,7 @@ def _begin(state: TrainState, batch: ImageBatch, plan: Plan, team: Team, step: i
     told = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
     told.copy_(found, non_blocking=True)
     ready = torch.cuda.Event()
-    ready.record()
+    ready.record(torch.cuda.current_stream(device))
     return _Begun(batch, rows, levels, total, norm, told, ready)
 
 

@@ -34,7 +34,7 @@ def replay_training(
     given = (x, noise_label, *condition.values())
     shapes = tuple(t.shape for t in given)
     inner = _ByPosition(network.train(), names)
-    with torch.random.fork_rng([x.device], device_type="cuda"):
+    with torch.random.fork_rng([x.device], device_type="cuda"), torch.cuda.device(x.device):
         replayed: Callable[..., Tensor] = torch.cuda.make_graphed_callables(inner, given)  # pyright: ignore
 
     def forward(x: Tensor, noise_label: Tensor, **condition: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -199,9 +200,12 @@ class _Bench:
             def whole() -> None:
                 waited.append(next(loop).waited_share)
 
-            gradient = gradient_call(network, x, label, told)
+            # On a network of its own: between two steps the gradients are the loop's.
+            apart = copy.deepcopy(network)
+            gradient = gradient_call(apart, x, label, told)
             first = {"step": whole, "gradient": gradient}
             times = interleaved(first, 0.7 * seconds, device=self.device)
+            loop.close()
             waited = waited[2:] or waited
             # The update by itself needs gradients, which the loop has dropped.
             network.train()
@@ -211,7 +215,8 @@ class _Bench:
                 "average": lambda: state.ema.update(network, 0.999),
             }
             times |= interleaved(rest, 0.3 * seconds, device=self.device)
-            state.optimizer.zero_grad(set_to_none=True)
+            loop = train(state, batches, plan)
+            next(loop)
             found = shares(lambda: next(loop), self.device)
         steps = StepTimes(
             step=times["step"].median,

@@ -21,7 +21,7 @@ from sfumato.data.images import Images, Subset, UnreadableImageError
 from sfumato.data.loader import Batches, one_pass
 from sfumato.data.pairs import Pairs, open_pairs
 from sfumato.data.pixels import PixelFormat, pixel_format, to_model
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.networks.build import build_network
 from sfumato.networks.config import ADMConfig, NetworkConfig, UNetConfig
 from sfumato.parameterization import edm_preconditioned
@@ -30,6 +30,7 @@ from sfumato.recipes.model import Model, load
 from sfumato.recipes.paired import answered, answers, picked
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
+from sfumato.training.checkpoint import load_weights
 
 RNG = np.random.default_rng(5)
 SHAPE = (8, 8)
@@ -120,6 +121,28 @@ def test_a_new_network_adds_nothing_of_the_image() -> None:
         small().network, in_channels=3, out_channels=3, height=8, width=8, condition_channels=4
     )
     assert not any(p.any() for name, p in network.named_parameters() if name.startswith("direct"))
+
+
+def test_weights_from_before_the_direct_map_are_those_with_a_map_of_zeros() -> None:
+    size: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "height": 8, "width": 8}
+    old, new = (build_network(small().network, condition_channels=4, **size) for _ in range(2))
+    with torch.no_grad():
+        for name, parameter in old.named_parameters():
+            if not name.startswith("direct"):
+                parameter.normal_(std=0.2)
+    saved = {n: t for n, t in old.state_dict().items() if not n.startswith("direct")}
+    assert new.direct is not None
+    with torch.no_grad():
+        new.direct.weight.fill_(1.0)
+    load_weights(new, saved, Path("run"))
+    x, image, level = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8), torch.zeros(2)
+    with torch.no_grad():
+        expected = old(x, level, image=image)
+        torch.testing.assert_close(new(x, level, image=image), expected, rtol=1e-4, atol=1e-5)
+    assert expected.abs().mean() > 0.01
+    del saved["head.weight"]
+    with pytest.raises(CheckpointError, match=r"1 tensors differ.*'head\.weight' is absent"):
+        load_weights(new, saved, Path("run"))
 
 
 def test_a_wrong_image_is_refused_in_words() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import tomli_w
+import torch
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
@@ -29,6 +30,7 @@ from sfumato.training.statistics import LevelStatistics
 from sfumato.training.storage import FolderWriter, read_tensors, to_bytes
 
 FORMAT = 1
+_LATER = "direct."
 DESCRIPTION = "checkpoint.toml"
 _SMALL = ("statistics.", "history.")
 
@@ -230,6 +232,11 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy tensors into a network; CheckpointError where names or shapes differ, naming them."""
     own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    # Networks of pairs had no such map at first, which is the same as one of zeros.
+    tensors = {
+        **{n: torch.zeros(s) for n, s in own.items() if n.startswith(_LATER) and n not in tensors},
+        **tensors,
+    }
     saved = {name: tuple(t.shape) for name, t in tensors.items()}
     if own == saved:
         for name, tensor in network.state_dict().items():

@@ -11,7 +11,10 @@ and uint16 become float32.
 
 from __future__ import annotations
 
+import io
+import math
 import struct
+import zipfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
@@ -86,18 +89,36 @@ def _complaint(name: str, error: Exception) -> str:
 
 
 def _array_header(stream: BinaryIO, name: str) -> Header:
-    version = np.lib.format.read_magic(stream)
-    lib = np.lib.format
-    read = lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    shape, dtype = _array_claims(stream)
     channels, height, width = _one_image(shape, name)
     return Header(channels, height, width, known_dtype(dtype, name))
 
 
 def _array_pixels(stream: BinaryIO, name: str) -> NDArray[Any]:
+    stream = io.BytesIO(stream.read())
+    _array_claims(stream)
+    stream.seek(0)
     array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     image = array.reshape(_one_image(array.shape, name))
     return image.astype(known_dtype(image.dtype, name), order="C")
+
+
+def _array_claims(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype by the header; ValueError where they need more bytes than follow it."""
+    version = np.lib.format.read_magic(stream)
+    lib = np.lib.format
+    read = lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0
+    try:
+        shape, _, dtype = read(stream)
+    except MemoryError as error:  # Python's parser says so of an expression of too many levels
+        raise ValueError("its header is damaged") from error
+    if isinstance(stream, zipfile.ZipExtFile):
+        return shape, dtype  # whose end is only found by decompressing all of it
+    needed, begin = math.prod(shape) * dtype.itemsize, stream.tell()
+    there = stream.seek(0, io.SEEK_END) - begin
+    if needed > there:
+        raise ValueError(f"its header says {needed:,} bytes of pixels, {there:,} follow")
+    return shape, dtype
 
 
 def _one_image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:

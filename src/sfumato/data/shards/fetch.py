@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
 import time
@@ -18,6 +19,16 @@ from sfumato.data.shards.table import ShardError
 _CHUNK = 2**20
 _FINAL = range(400, 500)  # the server's last word, but for ...
 _BUSY = (408, 425, 429)
+_GONE = (404, 410)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class GoneError(ShardError):
+    """A file that the server says it does not have."""
+
+
+class UnreachedError(ShardError):
+    """A file that could not be had in all of the tries, but may be later."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Fetch:
 
     timeout: float = 30.0
     tries: int = 5
-    pause: float = 1.0
+    pause: float = 2.0
 
     def __post_init__(self) -> None:
         """Refuse what could never read anything."""
@@ -69,13 +80,16 @@ class Fetch:
                 refused = error.code in _FINAL and error.code not in _BUSY
                 complaint = f"the server answers {error.code} {error.reason}"
                 if refused:
-                    raise ShardError(complaint) from error
+                    kind = GoneError if error.code in _GONE else ShardError
+                    raise kind(complaint) from error
             except _BROKEN as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
                 complaint = _reason(error)
             else:
                 return
             if number == self.tries:
-                raise ShardError(f"{complaint}, after {number} tries")
+                raise UnreachedError(f"{complaint}, after {number} tries")
             time.sleep(self.pause * 2 ** (number - 1))
 
 
@@ -83,13 +97,8 @@ class _ShortError(Exception):
     """A transfer that ended early."""
 
 
-_BROKEN = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    TimeoutError,
-    ConnectionError,
-    _ShortError,
-)
+# OSError: refused, reset, timed out, no route, TLS that broke, and urllib's own URLError.
+_BROKEN = (OSError, http.client.HTTPException, _ShortError)
 
 
 def is_url(path: str) -> bool:

@@ -18,6 +18,7 @@ from sfumato.errors import DataError
 
 INDEX = "index.json"
 LABELS = "labels.npy"
+INCOMPLETE = "packing-incomplete.txt"
 MARK, VERSION = "sfumato_shards", 1
 
 
@@ -100,7 +101,7 @@ def read_index(data: bytes, where: str) -> ShardIndex | None:
     """
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where} is no readable JSON ({error}); the copy may be incomplete: copy it again, or "
             "remove it to have the shards counted instead"
@@ -115,7 +116,7 @@ def read_index(data: bytes, where: str) -> ShardIndex | None:
         )
     try:
         index = _from_table(table)
-    except (KeyError, TypeError, ValueError, DataError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
         raise DataError(
             f"{where}: expected shards with name, images, bytes and sha256, and their format, but "
             f"it is damaged ({type(error).__name__}: {error}); pack again"

@@ -16,7 +16,7 @@ from sfumato.data.files import Shaping, common_shape
 from sfumato.data.images import digest
 from sfumato.data.pixels import PixelFormat, pixel_format
 from sfumato.data.shaping import Fit
-from sfumato.data.shards.fetch import Fetch
+from sfumato.data.shards.fetch import Fetch, GoneError
 from sfumato.data.shards.images import ShardImages, Side
 from sfumato.data.shards.index import INDEX, ShardIndex, read_index
 from sfumato.data.shards.places import Whereabouts, absolute, find
@@ -133,12 +133,20 @@ def _index(where: Whereabouts, fetch: Fetch) -> ShardIndex | None:
     at = where.of(INDEX)
     try:
         data = fetch.read(at) if where.remote else Path(at).read_bytes()
-    except (ShardError, FileNotFoundError) as error:
+    except (GoneError, FileNotFoundError) as error:
         if where.names:
             return None
         raise DataError(
             f"{at}: expected an index of shards ({error}); shards that were not written by sfumato "
             f"data pack are named one by one, for example {where.folder}{{000..099}}.tar"
+        ) from error
+    except (ShardError, OSError) as error:  # shards taken without their index would be others
+        hint = "try again when it can be reached"
+        if where.remote and where.names:
+            hint += ", or put a file of that name that holds [] there if these shards have no index"
+        raise DataError(
+            f"{at}: expected the index of the shards, or a clear answer that there is none, but it "
+            f"cannot be read ({error}); {hint}"
         ) from error
     index = read_index(data, at)
     if index is None or not where.names:

@@ -15,7 +15,7 @@ import numpy as np
 from sfumato.data.decode import Alpha, decode
 from sfumato.data.images import Images, UnreadableImageError, check_share, in_threads
 from sfumato.data.save import default_suffix, encode_image
-from sfumato.data.shards.index import INDEX, LABELS, Shard, ShardIndex
+from sfumato.data.shards.index import INCOMPLETE, INDEX, LABELS, Shard, ShardIndex
 from sfumato.data.shards.order import LANES
 from sfumato.data.shards.places import TAR
 from sfumato.data.shards.table import CLASS, INPUT, TARGET
@@ -69,9 +69,10 @@ class _Sample:
 class ShardWriter:
     """Writes a set of images to a new or empty folder: shard-00000.tar ..., index.json, labels.npy.
 
-    Every shard appears whole or not at all, the index last. Unreadable files are left out and named
-    in `skipped`, above 1 % DataError. `force` replaces what an earlier call wrote. Raises
-    ConfigError for a folder of other files.
+    Every shard appears whole or not at all, the index last; until then a file in the folder says
+    that it is incomplete, and no verb takes it. Unreadable files are left out and named in
+    `skipped`, above 1 % DataError. `force` replaces what an earlier call wrote. Raises ConfigError
+    for a folder of other files.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ShardWriter:
 
     def write(self) -> Iterator[int]:
         """Write everything, yielding 1 for every image that is in, 0 for one that is not."""
+        _mark(self.folder)
         order = np.arange(len(self.images))
         if self.packing.shuffle:
             order = np.random.default_rng(self.packing.seed).permutation(order)
@@ -198,6 +200,7 @@ class ShardWriter:
             sha = hashlib.sha256(data).hexdigest()
             index = replace(index, labels=Shard(LABELS, len(labels), len(data), sha))
         write_text(self.folder / INDEX, json.dumps(index.to_json(), indent=1))
+        (self.folder / INCOMPLETE).unlink(missing_ok=True)
 
 
 def _alpha(images: Images) -> Alpha:
@@ -214,10 +217,21 @@ def _make_room(folder: Path, force: bool) -> None:
     ours = [
         name
         for name in found
-        if name in (INDEX, LABELS) or (name.startswith(_PREFIX) and name.endswith(TAR))
+        if name in (INDEX, LABELS, INCOMPLETE) or (name.startswith(_PREFIX) and name.endswith(TAR))
     ]
     if not force or len(ours) < len(found):
         hint = ", or --force to replace the shards" if len(ours) == len(found) else ""
         raise ConfigError(f"{folder} already holds files: choose another --out, empty it{hint}")
+    _mark(folder)
     for name in sorted(ours, key=lambda name: name != INDEX):
-        (folder / name).unlink()
+        if name != INCOMPLETE:
+            (folder / name).unlink()
+
+
+def _mark(folder: Path) -> None:
+    """Say in the folder that what it holds is not yet all."""
+    write_text(
+        folder / INCOMPLETE,
+        "sfumato data pack is writing here, or was interrupted: images are missing. "
+        "Pack again with --force.\n",
+    )

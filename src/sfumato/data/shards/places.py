@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from urllib.parse import unquote
 
 from sfumato.data.containers import is_junk, natural_key
 from sfumato.data.decode import SUFFIXES
 from sfumato.data.shards.fetch import beside, is_url
-from sfumato.data.shards.index import INDEX, MARK
+from sfumato.data.shards.index import INCOMPLETE, INDEX, MARK
 from sfumato.errors import DataError
 
 TAR = ".tar"
@@ -46,6 +47,8 @@ def holds_shards(path: str) -> bool:
     where = Path(path)
     if where.is_dir():
         entries = list(where.iterdir())
+        if (where / INCOMPLETE).is_file():
+            return True
         if not any(entry.suffix == TAR and entry.is_file() for entry in entries):
             return False
         # A tar among images or folders of them is no shard.
@@ -55,12 +58,27 @@ def holds_shards(path: str) -> bool:
 
 
 def find(path: str) -> Whereabouts:
-    """The shards that a path means; DataError where there are none.
+    """The shards that a path means; DataError where there are none, or packing was interrupted.
 
     A folder of .tar files; its index.json; a .tar; a pattern like shards/{000..099}.tar, where {}
     counts or lists and *, ? and [] match files on the disk; a URL of one of these, which counts
     and lists but does not match, and which without .tar is a folder with an index.json.
     """
+    found = _find(path)
+    if found.remote:
+        return found
+    for inner in sorted({"", *(name.rpartition("/")[0] for name in found.names)}):
+        folder = Path(found.folder) / inner
+        if (folder / INCOMPLETE).is_file():
+            raise DataError(
+                f"{folder}: expected whole shards, but packing did not come to its end, so images "
+                f"are missing ({INCOMPLETE} is there); pack again: sfumato data pack IMAGES -o "
+                f"{folder} --force"
+            )
+    return found
+
+
+def _find(path: str) -> Whereabouts:
     if path.lower().endswith(_PACKED):
         raise DataError(
             f"{path}: expected plain .tar shards, which can be read at any place, got compressed "
@@ -75,6 +93,8 @@ def find(path: str) -> Whereabouts:
         )
     where = Path(path)
     if where.is_dir():
+        if (where / INCOMPLETE).is_file():
+            return Whereabouts(str(where))
         tars = [entry.name for entry in where.iterdir() if entry.suffix == TAR]
         if not tars:
             raise DataError(f"{path}: expected .tar shards in this folder, found none")
@@ -117,7 +137,7 @@ def _is_index(path: Path) -> bool:
     """Whether this is our index of shards, be it damaged, and not another program's."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     except OSError:
         return False
@@ -171,4 +191,7 @@ def _together(paths: list[str], pattern: str) -> Whereabouts:
     base = "/".join(common)
     skip = len(base) + 1 if base or bare[0].startswith("/") else 0
     folder = base + "/" if is_url(bare[0]) else (base or ("/" if skip else "."))
-    return Whereabouts(folder + query, tuple(path[skip:] for path in bare))
+    names = [path[skip:] for path in bare]
+    if is_url(bare[0]):
+        names = [unquote(name) for name in names]  # quoted again when they are asked for
+    return Whereabouts(folder + query, tuple(names))

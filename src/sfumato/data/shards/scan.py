@@ -28,6 +28,7 @@ from sfumato.errors import DataError
 from sfumato.files import write_bytes
 
 _LOOKED_AT = 256
+_MOST_CLASSES = 1_000_000
 _VERSION = 1
 
 
@@ -56,7 +57,7 @@ class Scan:
         return digest([json.dumps([asdict(shard) for shard in self.shards]).encode()])
 
     def classes(self, where: str) -> tuple[str, ...]:
-        """A name for each label: its number; DataError where images have none."""
+        """A name for each label: its number; DataError where images have none, or absurd ones."""
         missing = int((self.labels < 0).sum())
         if missing:
             raise DataError(
@@ -64,7 +65,16 @@ class Scan:
                 f"KEY.json, but {missing:,} of {len(self.labels):,} images have none; "
                 "train without --classes"
             )
-        return tuple(map(str, range(int(self.labels.max()) + 1)))
+        largest = int(self.labels.max())
+        if largest >= _MOST_CLASSES:
+            ends = np.cumsum([shard.images for shard in self.shards])
+            shard = self.shards[int(np.searchsorted(ends, self.labels.argmax(), "right"))]
+            raise DataError(
+                f"{where}: expected class labels that count from 0, below {_MOST_CLASSES:,}, but "
+                f"{shard.name} holds {largest:,} or more; number the classes 0, 1, 2, ... "
+                "in KEY.cls or KEY.json, or train without --classes"
+            )
+        return tuple(map(str, range(largest + 1)))
 
 
 def scan(where: Whereabouts, fetch: Fetch, alpha: Alpha, pairs: bool, cache: Path | None) -> Scan:

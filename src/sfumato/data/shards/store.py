@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.data.shards.fetch import Fetch
+from sfumato.data.shards.fetch import FULL, Fetch, UnreachedError
 from sfumato.data.shards.index import Shard
 from sfumato.data.shards.places import Whereabouts
 from sfumato.data.shards.table import ShardError, Table, read_table
@@ -23,7 +23,7 @@ DISK_BYTES = 8 * 2**30
 _FETCHING = 4
 _MOST_OPEN = 256
 _WORST_SHARE = 0.01
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AGAIN = 300.0  # seconds until an unreachable shard is tried again; doubled each time
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,14 @@ class _Entry:
     users: int = 0
 
 
+@dataclass(frozen=True)
+class _Later:
+    """When a shard is tried again, by time.monotonic, and after how long a wait."""
+
+    due: float
+    wait: float
+
+
 @dataclass(eq=False)
 class Store:
     """The shards of a set, by number.
@@ -47,7 +55,8 @@ class Store:
     keep: how many stay open in any case. Remote ones are files in the system's folder for temporary
     files (TMPDIR) and stay there up to `disk_bytes` in all, or `keep` shards where those are more.
     pairs: see `table`. A shard that cannot be had, is not what its checksum says, or is no whole
-    tar is named in `broken`; when these are more than one, and more than 1 %, DataError.
+    tar is named in `broken`; when these are more than one, and more than 1 %, DataError. One that
+    the network did not give is tried again after some minutes, and counts as sound if it comes.
     """
 
     where: Whereabouts
@@ -63,6 +72,7 @@ class Store:
         self._lock = threading.Lock()
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._checked = set[int]()
+        self._later = dict[int, _Later]()
         self._pool = ThreadPoolExecutor(_FETCHING, thread_name_prefix="sfumato-shards")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if not self.where.remote:
@@ -82,22 +92,24 @@ class Store:
     @contextmanager
     def opened(self, number: int) -> Generator[Opened]:
         """Open a shard, waiting for it where needed; ShardError where it is broken."""
-        if number in self.broken:
-            raise ShardError(self.broken[number])
+        if (complaint := self._given_up(number)) is not None:
+            raise ShardError(complaint)
         entry = self._entry(number)
         try:
             try:
                 shard = entry.future.result()
             except (ShardError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in _FULL:
+                if isinstance(error, OSError) and error.errno in FULL:
                     raise DataError(
                         f"no room for {self.shards[number].name} among the temporary files "
                         f"({error.strerror}): point TMPDIR to a disk with more, or pack smaller "
                         "shards"
                     ) from error
-                self._note(number, error)
+                complaint = self._note(number, error, entry)
                 self.expect_enough()
-                raise ShardError(self.broken[number]) from error
+                raise ShardError(complaint) from error
+            if number in self._later:
+                self._forgive(number)
             yield shard
         finally:
             self._release(number, entry)
@@ -105,7 +117,7 @@ class Store:
     def ahead(self, numbers: Iterable[int]) -> None:
         """Begin to open shards that will be wanted soon."""
         for number in numbers:
-            if number not in self.broken:
+            if self._given_up(number) is None:
                 self._release(number, self._entry(number))
 
     def _entry(self, number: int) -> _Entry:
@@ -184,12 +196,34 @@ class Store:
                 self._folder = tempfile.TemporaryDirectory(prefix="sfumato-shards-")
             return Path(self._folder.name)
 
-    def _note(self, number: int, error: Exception) -> None:
+    def _given_up(self, number: int) -> str | None:
+        """What is wrong with a shard that is not to be opened now; None for all others."""
+        with self._lock:
+            later = self._later.get(number)
+            if later is not None and time.monotonic() >= later.due:
+                return None
+            return self.broken.get(number)
+
+    def _forgive(self, number: int) -> None:
+        with self._lock:
+            self._later.pop(number, None)
+            self.broken.pop(number, None)
+
+    def _note(self, number: int, error: Exception, entry: _Entry | None = None) -> str:
+        """Remember what is wrong with a shard, and return it."""
         reason = error.strerror if isinstance(error, OSError) else str(error)
         shard = self.shards[number]
         with self._lock:
             held = f"all {shard.images:,} images of {shard.name}"
-            self.broken.setdefault(number, f"{held} ({reason or type(error).__name__})")
+            complaint = f"{held} ({reason or type(error).__name__})"
+            if not isinstance(error, UnreachedError):
+                self._later.pop(number, None)
+            elif entry is not None and self._entries.get(number) is entry:
+                del self._entries[number]  # the first of its users to see it fail
+                last = self._later.get(number)
+                wait = _AGAIN if last is None else 2 * last.wait
+                self._later[number] = _Later(time.monotonic() + wait, wait)
+            return self.broken.setdefault(number, complaint)
 
     def expect_enough(self) -> None:
         """Raise DataError when too many shards are broken."""

@@ -22,6 +22,7 @@ _JSON = "json"
 _JSON_KEYS = ("cls", "label", "class")
 _PARTS = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _BLOCK = 512
+_LARGEST = 2**63 - 1
 _WANTED = (*SUFFIXES, ARRAY)
 
 
@@ -31,15 +32,20 @@ class ShardError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """One file an image: offsets and lengths [n] in bytes, and their names, newline-separated."""
+    """One file an image: offsets and lengths [n] in bytes, and their names.
+
+    The names are one string, as a list of them would be many times as large; `ends` [n] says where
+    each ends in it.
+    """
 
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     joined: str
+    ends: NDArray[np.int64]
 
     def name(self, i: int) -> str:
         """The name of member i."""
-        return self.joined.split("\n")[i]
+        return self.joined[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +89,9 @@ def read_table(path: Path, *, pairs: bool = False, labels: bool = False) -> Tabl
         _expect_end(path, end)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise ShardError(f"no whole tar: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        told = str(error) or "its headers ask for more memory than there is"
+        raise ShardError(f"no whole tar: {told}") from error
     return Table(
         _members(images),
         _members(inputs) if pairs else None,
@@ -112,8 +121,12 @@ def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
         if parts[1] != key and sample:
             yield sample
             sample = {}
-        key = parts[1]
-        sample[parts[2].lower()] = info
+        key, kind = parts[1], parts[2].lower()
+        if info.issparse() and (kind in (CLASS, _JSON) or _suffix(kind) in _WANTED):
+            raise tarfile.ReadError(
+                f"{info.name} is stored as a sparse file; pack it as a plain one"
+            )
+        sample[kind] = info
     if sample:
         yield sample
 
@@ -134,19 +147,27 @@ def _choose(
 
 
 def _label(tar: tarfile.TarFile, sample: dict[str, tarfile.TarInfo]) -> int:
-    """The class of a sample, -1 where it has none."""
+    """The class of a sample, -1 where it has none; what no int64 holds counts as the largest."""
     if CLASS in sample:
         text = _content(tar, sample[CLASS]).strip()
-        return int(text) if text.isdigit() else -1
+        return _bounded(text)
     if _JSON in sample:
         try:
             content = json.loads(_content(tar, sample[_JSON]))
-        except ValueError:
+        except (ValueError, RecursionError):
             return -1
         table = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
         found = [table[key] for key in _JSON_KEYS if type(table.get(key)) is int]
-        return found[0] if found and found[0] >= 0 else -1
+        return min(found[0], _LARGEST) if found and found[0] >= 0 else -1
     return -1
+
+
+def _bounded(text: bytes) -> int:
+    """A class as digits; only so many of them are read as can matter."""
+    digits = text.lstrip(b"0") or b"0"
+    if not text.isdigit():
+        return -1
+    return min(int(digits), _LARGEST) if len(digits) < 20 else _LARGEST
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -155,8 +176,10 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _members(found: list[tarfile.TarInfo]) -> Members:
+    names = [info.name.replace("\n", "?") for info in found]
     return Members(
         np.array([info.offset_data for info in found], np.int64),
         np.array([info.size for info in found], np.int64),
-        "\n".join(info.name.replace("\n", "?") for info in found),
+        "".join(names),
+        np.cumsum([len(name) for name in names], dtype=np.int64),
     )

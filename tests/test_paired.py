@@ -125,7 +125,9 @@ def test_a_new_network_adds_nothing_of_the_image() -> None:
 
 def test_weights_from_before_the_direct_map_are_those_with_a_map_of_zeros() -> None:
     size: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "height": 8, "width": 8}
-    old, new = (build_network(small().network, condition_channels=4, **size) for _ in range(2))
+    old, new = (
+        build_network(small().network, condition_channels=4, **size).eval() for _ in range(2)
+    )
     with torch.no_grad():
         for name, parameter in old.named_parameters():
             if not name.startswith("direct"):

@@ -18,7 +18,7 @@ from sfumato.parameterization import edm_preconditioned, predicts_noise
 from sfumato.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from sfumato.training.ema import Constant, HalfLife
 from sfumato.training.guard import TrainingError
-from sfumato.training.loop import Record, one_hot, train
+from sfumato.training.loop import Record, train
 from sfumato.training.muon import Muon
 from sfumato.training.noise_sampling import LogNormal, UniformLevels, draw
 from sfumato.training.objectives import EDM, Bound, Objective, Simple
@@ -32,6 +32,7 @@ from sfumato.training.statistics import (
     measure_sigma_data,
     suggest_log_normal,
 )
+from sfumato.training.step import one_hot
 from training_helpers import Batch, Data, plan, tiny
 
 F64 = torch.float64

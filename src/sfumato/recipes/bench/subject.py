@@ -20,7 +20,7 @@ from sfumato.recipes.presets import names, recipe
 from sfumato.recipes.toml import from_toml
 from sfumato.training.checkpoint import read_description
 from sfumato.training.history import latest_checkpoint
-from sfumato.training.loop import ImageBatch
+from sfumato.training.step import ImageBatch
 
 _SYNTHETIC = 1024
 

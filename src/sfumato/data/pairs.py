@@ -19,7 +19,6 @@ from sfumato.data.images import Images, Indices, Subset, digest
 from sfumato.data.pixels import PixelFormat
 from sfumato.data.shaping import Fit
 from sfumato.data.shards.images import ShardImages
-from sfumato.data.shards.opening import open_shards
 from sfumato.data.shards.places import holds_shards
 from sfumato.data.sources import Opening
 from sfumato.errors import DataError
@@ -156,17 +155,8 @@ def pairs_of(
 ) -> Pairs | ShardImages:
     """The pairs of a folder or of shards, their targets opened so; see `open_pairs`."""
     if holds_shards(str(path)):
-        return open_shards(
-            path,
-            size=opening.size,
-            fit=opening.fit,
-            alpha=opening.alpha,
-            value_range=opening.value_range,
-            labels=opening.labels,
-            channels=opening.channels,
-            pairs=True,
-            input_range=input_range,
-            input_channels=input_channels,
+        return opening.shards(
+            path, pairs=True, input_range=input_range, input_channels=input_channels
         )
     where = Path(path)
     suffix = _kind(where)

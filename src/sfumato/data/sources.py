@@ -16,6 +16,7 @@ from sfumato.data.images import Images, Subset
 from sfumato.data.labels import file_labels
 from sfumato.data.reader import as_arrays
 from sfumato.data.shaping import Fit
+from sfumato.data.shards.images import ShardImages
 from sfumato.data.shards.opening import open_shards, shard_classes
 from sfumato.data.shards.places import holds_shards
 from sfumato.errors import DataError
@@ -40,15 +41,7 @@ class Opening:
     def images(self, path: str | Path) -> Images:
         """The images there; raises what `open_images` does."""
         if holds_shards(str(path)):
-            return open_shards(
-                path,
-                size=self.size,
-                fit=self.fit,
-                alpha=self.alpha,
-                value_range=self.value_range,
-                labels=self.labels,
-                channels=self.channels,
-            )
+            return self.shards(path)
         where = Path(path)
         shaping = Shaping(self.size, self.fit, self.alpha, self.channels, self.value_range)
         images = _open(str(path), shaping, self.layout, self.labels)
@@ -57,6 +50,28 @@ class Opening:
             **vars(self),
         }
         return images
+
+    def shards(
+        self,
+        path: str | Path,
+        *,
+        pairs: bool = False,
+        input_range: tuple[float, float] | None = None,
+        input_channels: int | None = None,
+    ) -> ShardImages:
+        """The images of shards there; raises what `open_shards` does."""
+        return open_shards(
+            path,
+            size=self.size,
+            fit=self.fit,
+            alpha=self.alpha,
+            value_range=self.value_range,
+            labels=self.labels,
+            channels=self.channels,
+            pairs=pairs,
+            input_range=input_range,
+            input_channels=input_channels,
+        )
 
 
 def open_images(

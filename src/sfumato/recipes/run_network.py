@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato.data.pixels import PixelFormat
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
+from sfumato.placement import fork_rng_of
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.run_config import Bookkeeping
@@ -86,10 +87,8 @@ class NetworkMaker:
         network.train().compile(dynamic=False)
         if must:
             return
-        kind = "cuda" if self.device == "cpu" else torch.device(self.device).type
-        devices = [] if self.device == "cpu" else [torch.device(self.device)]
         try:
-            with torch.random.fork_rng(devices, device_type=kind):
+            with fork_rng_of(self.device):
                 x, level, given = self._batch(self.recipe.micro_batch or self.recipe.batch)
                 weights = [p for p in network.parameters() if p.requires_grad]
                 out = network(x, level, **given).square().mean()

@@ -125,7 +125,7 @@ def _steps(
             if not overlap:
                 update(state, plan, rate, current, checked=True)
             state.ema.update(state.network, plan.averaging.decay(count, state.images, state.step))
-        if not overlap:
+        elif not overlap:
             state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.images += count

@@ -10,6 +10,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sfumato.placement import fork_rng_of
+
 
 class Computes(Protocol):
     """A network whose arithmetic can be chosen, as those of sfumato.networks."""
@@ -88,8 +90,7 @@ def choose_precision(
         return batch / seconds
 
     end = time.perf_counter() + budget
-    kind = "cuda" if device.type == "cpu" else device.type
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=kind):
+    with fork_rng_of(device):
         first = max(rate(c, min(shape[0], 4)) for c in usable)
         # A warm-up and about four rounds in the budget.
         batch = max(min(int(first * budget / (5 * len(usable))), shape[0], 64), min(shape[0], 4))

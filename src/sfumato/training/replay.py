@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from sfumato.placement import fork_rng_of
+
 
 class _ByPosition(nn.Module):
     """A network whose conditions come by position, as torch's graphs want them."""
@@ -34,7 +36,7 @@ def replay_training(
     given = (x, noise_label, *condition.values())
     shapes = tuple(t.shape for t in given)
     inner = _ByPosition(network.train(), names)
-    with torch.random.fork_rng([x.device], device_type="cuda"), torch.cuda.device(x.device):
+    with fork_rng_of(x.device), torch.cuda.device(x.device):
         replayed: Callable[..., Tensor] = torch.cuda.make_graphed_callables(inner, given)  # pyright: ignore
 
     def forward(x: Tensor, noise_label: Tensor, **condition: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.errors import DataError
-from sfumato.placement import to_like
+from sfumato.placement import fork_rng_of, to_like
 from sfumato.randomness import derive_seed
 from sfumato.training.loss_aware import LossAware
 from sfumato.training.noise_sampling import draw
@@ -192,8 +192,6 @@ def _seed(state: TrainState, plan: Plan, purpose: str, step: int, rank: int = 0)
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Generator[None]:
     """Seed torch's default generators, which dropout draws from, and put them back afterwards."""
-    devices = [] if device.type == "cpu" else [device]
-    kind = "cuda" if device.type == "cpu" else device.type
-    with torch.random.fork_rng(devices, device_type=kind):
+    with fork_rng_of(device):
         torch.manual_seed(seed)
         yield

@@ -45,11 +45,6 @@ class ShardBatches(Batches):
         rank: int = 0,
         count: int = 1,
     ) -> None:
-        if not 0 <= rank < count <= batch_size:
-            raise ValueError(
-                f"expected 0 <= rank < count <= batch_size, got rank {rank} of {count} for batches "
-                f"of {batch_size}"
-            )
         if not len(images):
             raise DataError(f"{images.source}: expected at least one image, the shards are empty")
         super().__init__(
@@ -63,6 +58,8 @@ class ShardBatches(Batches):
             prefetch=prefetch,
             cache_bytes=0,
             pinned=pinned,
+            rank=rank,
+            count=count,
         )
         self._shards, self._rank, self._count = images, rank, count
         self._order = Order(images.counts, seed, images.lanes)

@@ -26,6 +26,9 @@ class Network(nn.Module):
     norm: GroupNorm
     head: Conv
     direct: Linear | None
+    spectrum: nn.Module | None
+    """What is known of the data, for whoever adapts the network; it takes no part in the network's
+    own calls, and goes wherever the weights go."""
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Network(nn.Module):
         self.multiple = 2 ** (levels - 1)
         self.compute_dtype = torch.float32
         self.channels_last = False
-        self.direct = None
+        self.direct = self.spectrum = None
 
     @property
     def seen_channels(self) -> int:

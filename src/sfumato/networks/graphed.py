@@ -30,6 +30,7 @@ class Graphed(nn.Module):
     def __init__(self, network: nn.Module, most: int = 4) -> None:
         super().__init__()
         self.network, self.most = network, most
+        self.spectrum = getattr(network, "spectrum", None)
         self._seen: dict[tuple[object, ...], int] = {}
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 

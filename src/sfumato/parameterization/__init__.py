@@ -4,6 +4,7 @@ from sfumato.parameterization.adapted import (
     Adapted,
     Head,
     Process,
+    Skip,
     predicts_mean,
     predicts_noise,
     predicts_score,
@@ -14,6 +15,7 @@ from sfumato.parameterization.adapted import (
 )
 from sfumato.parameterization.edm import EDMProcess, edm_preconditioned
 from sfumato.parameterization.learned import Between, Free, learned_variance
+from sfumato.parameterization.spectral import Spectral
 
 __all__ = [
     "Adapted",
@@ -22,6 +24,8 @@ __all__ = [
     "Free",
     "Head",
     "Process",
+    "Skip",
+    "Spectral",
     "edm_preconditioned",
     "learned_variance",
     "predicts_mean",

@@ -12,6 +12,7 @@
 with r = sqrt(1 + sigma^2), k = (s / sigma)^2, s the level below sigma, r_s = 1 / scale(s). A
 process (a `NoiseLevels` ladder, `VP`, `VE`, `SubVP`) says how x is scaled before the network sees
 it and what number tells the network the noise level. Integer times and schedules exist only here.
+In the place of c_skip x may stand a linear estimate that knows more of the data (`Spectral`).
 """
 
 from __future__ import annotations
@@ -69,6 +70,14 @@ class Head(Protocol):
         ...
 
 
+class Skip(Protocol):
+    """A linear estimate of x0 that stands in the place of c_skip x."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, c_skip: Tensor) -> Tensor:
+        """Return the estimate less c_skip x, for x [B, *data]; sigma and c_skip [] or [B]."""
+        ...
+
+
 Coefficients = Callable[[Tensor], tuple[Tensor, Tensor]]
 Variance = Callable[[Tensor], Tensor]
 
@@ -99,6 +108,7 @@ class Adapted:
     fixed_decoder_var: float | None = None
     grid: Tensor | None = None
     head: Head | None = None
+    skip: Skip | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
@@ -178,7 +188,8 @@ class Adapted:
         told = to_like(c_noise, x, torch.promote_types(dtype, torch.float32))
         out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
         if self.head is None:
-            return Gaussian(_mixed(x, out, c_skip, c_out), expand(self.variance(sigma), x))
+            mean = self._mean(x, out, sigma, c_skip, c_out)
+            return Gaussian(mean, expand(self.variance(sigma), x))
         levels = self._levels
         if out.shape[1] != 2 * x.shape[1] or levels is None or len(levels) < 2:
             raise ValueError(
@@ -191,7 +202,11 @@ class Adapted:
             var = self.head.variance(variance, sigma, levels)
         else:  # below 0 it could make the variance of a larger step negative
             var = self.head.variance(variance, sigma, ladder).clamp(min=0)
-        return Gaussian(_mixed(x, out, c_skip, c_out), var.to(x.dtype))
+        return Gaussian(self._mean(x, out, sigma, c_skip, c_out), var.to(x.dtype))
+
+    def _mean(self, x: Tensor, out: Tensor, sigma: Tensor, c_skip: Tensor, c_out: Tensor) -> Tensor:
+        mean = expand(c_skip, x) * x + expand(c_out, x) * out
+        return mean if self.skip is None else mean + self.skip(x, sigma, c_skip)
 
 
 def predicts_noise(
@@ -279,10 +294,6 @@ def _alike(a: Adapted, b: Adapted, count: int) -> bool:
         mine.ndim and len(mine) == count and mine.shape == b.condition[name].shape
         for name, mine in a.condition.items()
     )
-
-
-def _mixed(x: Tensor, out: Tensor, c_skip: Tensor, c_out: Tensor) -> Tensor:
-    return expand(c_skip, x) * x + expand(c_out, x) * out
 
 
 def _noise_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:

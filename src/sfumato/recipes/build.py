@@ -40,6 +40,7 @@ from sfumato.parameterization import (
     Between,
     Free,
     Head,
+    Spectral,
     edm_preconditioned,
     predicts_mean,
     predicts_noise,
@@ -115,6 +116,8 @@ def network_of(
             augment_labels=AUGMENT_LABELS if recipe.augment > 0 else 0,
             condition_channels=condition,
         )
+    if recipe.skip == "spectral":
+        network.spectrum = Spectral(*shape)
     return network.to(device)
 
 
@@ -134,6 +137,12 @@ def adapt(
         fixed = replace(recipe, variance="zero", objective="simple")
         mean = adapt(fixed, network, interpolate=interpolate)
         return replace(mean, head=HEADS[recipe.variance])
+    if recipe.skip == "spectral":
+        own = getattr(network, "spectrum", None)  # of wrapped networks, too
+        assert isinstance(own, Spectral)
+        plain = replace(recipe, skip="scalar")
+        scalar = adapt(plain, network, interpolate=interpolate, variance=variance)
+        return replace(scalar, skip=own)
     config = recipe.process
     var = unit_gaussian if (variance or recipe.variance) == "unit-gaussian" else zero_variance
     process = process_of(config)

@@ -114,6 +114,10 @@ class Recipe:
     """The preset this recipe started from."""
     predicts: Predicts = "edm"
     """What the network's output means."""
+    skip: Literal["scalar", "spectral"] = "scalar"
+    """Linear part of the denoiser, which the network adds to: scalar, a multiple of x (EDM's c_skip
+    and its like), or spectral, the best estimate for images with the frequencies of the data,
+    measured on the training set."""
     variance: Literal["zero", "unit-gaussian", "learned", "free"] = "zero"
     """Variance of the reverse step: DDPM's fixed small (zero) or fixed large (unit-gaussian), a
     learned fraction between the two (Improved DDPM), or a learned one without bounds (free)."""

@@ -38,7 +38,6 @@ from sfumato.training.checkpoint import Checkpoint, expect_same, restore
 from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
-from sfumato.training.precision import Precision
 from sfumato.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Run:
         folder: Path,
         images: Images,
         test: Images | None,
-        precision: Precision | None,
+        begun: Begun,
         say: Say | None,
         processes: Processes,
     ) -> None:
@@ -134,7 +133,11 @@ class Run:
             classes=len(self.classes),
             decay=FittedDecay(decay_of(self.recipe), self.progress),
         )
-        self.precision = precision or processes.from_first(lambda: self._maker.precision(network))
+        if begun.checkpoint is None:
+            self._maker.measure(network, images, processes)
+        self.precision = begun.precision or processes.from_first(
+            lambda: self._maker.precision(network)
+        )
         if self.recipe.precision == "auto":
             chosen = Arithmetic(self.precision.dtype, self.precision.channels_last)
             config = replace(config, arithmetic=chosen)
@@ -183,7 +186,7 @@ class Run:
         check_sets(images, test)
         check_same(processes, config, images)
         say(f"data {images.describe()}")
-        run = cls(config, folder, images, test, begun.precision, told, processes)
+        run = cls(config, folder, images, test, begun, told, processes)
         if begun.checkpoint is not None:
             run._go_on(begun.checkpoint)
         elif resume:

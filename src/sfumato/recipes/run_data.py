@@ -7,6 +7,8 @@ from dataclasses import replace
 from os import cpu_count
 from typing import Any
 
+from torch import Tensor
+
 from sfumato.data.images import Images, Subset
 from sfumato.data.loader import CACHE_BYTES, Batches, one_pass
 from sfumato.data.pairs import holds_pairs, pairs_of
@@ -14,6 +16,7 @@ from sfumato.data.shards.batches import ShardBatches
 from sfumato.data.shards.images import ShardImages
 from sfumato.data.sources import Opening
 from sfumato.errors import ConfigError, DataError
+from sfumato.parameterization import Spectral
 from sfumato.processes import Processes
 from sfumato.recipes.run_config import DataConfig
 from sfumato.training.statistics import measure_sigma_data
@@ -21,7 +24,7 @@ from sfumato.training.statistics import measure_sigma_data
 IN_MEMORY = "(in memory)"
 """Stands in a run's configuration for images that no path and options lead to."""
 
-_SIGMA_DATA_IMAGES = 10_000
+_MEASURED_IMAGES = 10_000
 
 
 def open_data(config: DataConfig, path: str) -> Images:
@@ -154,13 +157,32 @@ def check_sets(images: Images, test: Images | None) -> None:
 
 def sigma_data_of(images: Images, say: Callable[[str], None]) -> float:
     """Measure the standard deviation of the images in [-1, 1], of about 10,000 where more."""
-    some = images.representative()
-    step = -(-len(some) // _SIGMA_DATA_IMAGES)
-    chosen = some if step == 1 else Subset(some, range(0, len(some), step))
+    chosen, of = _some(images)
     value = round(measure_sigma_data(batch.x for batch in one_pass(chosen, 256)), 4)
-    of = "" if chosen is images else f" of {len(chosen):,} images"
     say(f"sigma_data {value:g}: the standard deviation{of} in [-1, 1]")
     return value
+
+
+def spectrum_of(images: Images, *, flip: bool, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """Measure the frequencies of the images, of about 10,000 where more, as `Spectral`'s state."""
+    chosen, of = _some(images)
+    spectrum = Spectral(*images.format.shape)
+    try:
+        spectrum.measure((batch.x for batch in one_pass(chosen, 256)), flip=flip)
+    except ValueError as error:
+        raise DataError(f"{images.source}: {error}; train with --skip scalar") from error
+    half = int((spectrum.var.flatten().sort(descending=True).values.cumsum(0)
+                < spectrum.var.sum() / 2).sum()) + 1  # fmt: skip
+    say(f"spectrum: half the variance{of} lies in {half:,} of {spectrum.var.numel():,} frequencies")
+    return spectrum.state_dict()
+
+
+def _some(images: Images) -> tuple[Images, str]:
+    """Images to measure on, and how to say how many."""
+    some = images.representative()
+    step = -(-len(some) // _MEASURED_IMAGES)
+    chosen = some if step == 1 else Subset(some, range(0, len(some), step))
+    return chosen, "" if chosen is images else f" of {len(chosen):,} images"
 
 
 def _listed(classes: tuple[str, ...]) -> str:

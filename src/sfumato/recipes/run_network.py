@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.data.images import Images
 from sfumato.data.pixels import PixelFormat
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
 from sfumato.placement import fork_rng_of
+from sfumato.processes import Processes
 from sfumato.recipes import build
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.run_config import Bookkeeping
+from sfumato.recipes.run_data import spectrum_of
 from sfumato.training.precision import Precision, choose_precision
 from sfumato.training.replay import replay_training
 from sfumato.training.team import Team
@@ -47,6 +50,13 @@ class NetworkMaker:
             condition=self.condition.channels if self.condition else 0,
             device=device,
         )
+
+    def measure(self, network: Network, images: Images, processes: Processes) -> None:
+        """Tell a new network what the recipe has it know of the data."""
+        if network.spectrum is not None:
+            flip = self.recipe.flip or self.recipe.augment > 0
+            measured = processes.from_first(lambda: spectrum_of(images, flip=flip, say=self.say))
+            network.spectrum.load_state_dict(measured)
 
     def precision(self, network: Network) -> Precision:
         """Return the arithmetic the recipe names, or what is measured to be fastest."""

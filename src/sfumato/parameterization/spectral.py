@@ -1,0 +1,107 @@
+"""The best linear estimate of x0 in the place of c_skip x: EDM's skip, frequency by frequency.
+
+EDM's c_skip is the best linear denoiser of data whose values are independent (Karras et al. 2022,
+appendix B.6). Images are not: nearly all of their variance lies in low frequencies, which can be
+read where high ones drown. In a cosine basis and the principal axes of their channels images are
+nearly uncorrelated, so with variances v the estimate is Wiener's filter,
+m + v / (v + sigma^2) (x - m). At high sigma it is near to all that can be known (Wang & Vastola
+2024, "The unreasonable effectiveness of Gaussian score approximation"): a network that starts from
+it has only the rest to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.diffusion import expand
+from sfumato.noise import F64
+
+_FLOOR = 0.01
+"""Least standard deviation of a frequency, as a share of that of the data."""
+
+
+class Spectral(nn.Module):
+    """Data of known mean and variances in the cosine basis, for images [C, H, W].
+
+    Nothing is trained. `mean` [C, H, W] and `var` [C, H, W] are of cosine coefficients along the
+    axes `mix` [C, C] of the channels, one a column. A new one knows nothing and estimates 0: fill
+    it with `measure`, or from a checkpoint.
+    """
+
+    mean: Tensor
+    var: Tensor
+    mix: Tensor
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        shape = (channels, height, width)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.zeros(shape))
+        self.register_buffer("mix", torch.eye(channels))
+
+    def forward(self, x: Tensor, sigma: Tensor, c_skip: Tensor) -> Tensor:
+        """Return the estimate of x0 less c_skip x, for x [B, C, H, W] and sigma [] or [B].
+
+        c_skip [] or [B] is any factor; near that of the estimate rounding errors are smallest.
+        """
+        rows, columns = _bases(x)
+        mean, var, mix = (t.to(x.dtype) for t in (self.mean, self.var, self.mix))
+        keep = expand(c_skip, x)
+        offset = _mixed(rows @ x @ columns.T, mix.T) - mean
+        rest = offset * (var / (var + expand(sigma.square(), x)) - keep) + (1 - keep) * mean
+        return rows.T @ _mixed(rest, mix) @ columns
+
+    def measure(self, batches: Iterable[Tensor], *, flip: bool = False) -> None:
+        """Take mean and variances from images [B, C, H, W]; `flip`: mirrored left-right, too.
+
+        Raises ValueError where there are none, or none that vary.
+        """
+        channels, height, width = self.var.shape
+        rows, columns = _bases(self.var.double())
+        count, total = 0, torch.zeros(channels, height, width, dtype=F64)
+        products = torch.zeros(height, width, channels, channels, dtype=F64)
+        for batch in batches:
+            c = rows @ batch.to(rows) @ columns.T
+            count, total = count + len(c), total + c.sum(0)
+            products += torch.einsum("bchw,bdhw->hwcd", c, c)
+        if not count:
+            raise ValueError("a spectrum cannot be measured: there are no images")
+        mean = total / count
+        if flip:  # Mirroring changes the sign of every other column.
+            mean[:, :, 1::2] = 0
+        scatter = products / count - torch.einsum("chw,dhw->hwcd", mean, mean)
+        _, mix = torch.linalg.eigh(scatter.sum((0, 1)))
+        var = torch.einsum("hwcd,ck,dk->khw", scatter, mix, mix)
+        average = float(var.mean())
+        if not average > 1e-12 * float(mean.square().mean()):  # what rounding leaves
+            raise ValueError("a spectrum cannot be measured: all images are equal")
+        self.mix.copy_(mix)
+        self.mean.copy_(torch.einsum("chw,ck->khw", mean, mix))
+        self.var.copy_(var.clamp(min=_FLOOR**2 * average))
+
+
+@lru_cache(maxsize=32)
+def cosines(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the orthonormal cosine basis [n, n] (DCT-II), a row a frequency."""
+    k, i = torch.arange(n, dtype=F64)[:, None], torch.arange(n, dtype=F64)
+    basis = (math.pi * k * (2 * i + 1) / (2 * n)).cos() * math.sqrt(2 / n)
+    basis[0] *= math.sqrt(0.5)
+    return basis.to(device=device, dtype=dtype)
+
+
+def _bases(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the rows and the columns of images [*, H, W]."""
+    height, width = x.shape[-2:]
+    return cosines(height, x.dtype, x.device), cosines(width, x.dtype, x.device)
+
+
+def _mixed(c: Tensor, by: Tensor) -> Tensor:
+    """Channels of [B, C, H, W] mixed by [C, C]."""
+    if len(by) == 1:
+        return c * by
+    return (by @ c.flatten(2)).unflatten(2, c.shape[2:])

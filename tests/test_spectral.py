@@ -1,0 +1,195 @@
+"""The spectral skip: exact for Gaussian data of its kind, in denoisers, sampling and runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from torch import Tensor, nn
+
+from oracles import GaussianOracle
+from recipe_helpers import array_file, assert_same_run, open_run, small
+from sfumato.errors import DataError
+from sfumato.noise import NoiseLevels, karras, linear_betas
+from sfumato.parameterization import (
+    Adapted,
+    Spectral,
+    edm_preconditioned,
+    predicts_mean,
+    predicts_noise,
+    predicts_v,
+    predicts_x0,
+)
+from sfumato.randomness import Noise
+from sfumato.recipes.model import load
+from sfumato.sampling import sample
+from sfumato.solvers import Heun
+
+F64 = torch.float64
+SHAPE = (3, 6, 4)
+LADDER = NoiseLevels.from_betas(linear_betas(1000))
+
+
+def gaussian(seed: int = 0) -> GaussianOracle:
+    """Gaussian images whose cosine coefficients, of mixed channels, are independent.
+
+    Their basis comes from SciPy's transform and a rotation, not from the code under test.
+    """
+    rng = np.random.default_rng(seed)
+    channels, height, width = SHAPE
+    mix, _ = np.linalg.qr(rng.standard_normal((channels, channels)))
+    rows, columns = (scipy.fft.dct(np.eye(n), axis=0, norm="ortho") for n in (height, width))
+    basis = np.kron(mix.T, np.kron(rows, columns)).T  # columns are eigenvectors
+    var = np.exp(rng.uniform(-4, 1, basis.shape[0])) * np.repeat([0.3, 1, 4], height * width)
+    mean = rng.standard_normal(basis.shape[0])
+    return GaussianOracle(
+        torch.from_numpy(mean), torch.from_numpy(var), torch.from_numpy(basis), SHAPE
+    )
+
+
+def knowing(oracle: GaussianOracle) -> Spectral:
+    """A spectrum told the truth about the oracle's data: its moments, of exact draws."""
+    size = oracle.mean.numel()
+    spread = oracle.basis * oracle.eigenvalues.sqrt() * size**0.5
+    draws = torch.cat([oracle.mean + spread.T, oracle.mean - spread.T])  # covariance is exact
+    spectral = Spectral(*SHAPE).double()
+    spectral.measure([draws.reshape(-1, *SHAPE)])
+    return spectral
+
+
+class Silent(nn.Module):
+    """A network that has nothing to add."""
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        del noise_label
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.5, 3.0, 100.0])
+@pytest.mark.parametrize("c_skip", [0.0, 0.37, 1.0])
+def test_it_is_the_posterior_mean_of_gaussian_images(sigma: float, c_skip: float) -> None:
+    oracle, level = gaussian(), torch.tensor(sigma, dtype=F64)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((5, *SHAPE))) * (1 + sigma)
+    keep = torch.tensor(c_skip, dtype=F64)
+    found = knowing(oracle)(x, level, keep) + keep * x
+    np.testing.assert_allclose(found, oracle(x, level).mean, rtol=1e-9, atol=1e-9)
+
+
+def test_levels_may_differ_in_a_batch() -> None:
+    oracle, levels = gaussian(), torch.tensor([0.1, 2.0, 40.0], dtype=F64)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((3, *SHAPE)))
+    found = knowing(oracle)(x, levels, torch.zeros(3, dtype=F64))
+    np.testing.assert_allclose(found, oracle(x, levels).mean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        edm_preconditioned(Silent(), 0.5),
+        predicts_noise(Silent(), LADDER, interpolate=True),
+        predicts_v(Silent(), LADDER, interpolate=True),
+        predicts_x0(Silent(), LADDER, interpolate=True),
+        predicts_mean(Silent(), LADDER),
+    ],
+    ids=["edm", "noise", "v", "x0", "mean"],
+)
+def test_any_network_with_nothing_to_add_is_the_linear_denoiser(adapted: Adapted) -> None:
+    oracle = gaussian()
+    sigma = LADDER.sigma[[20, 300, 700]]
+    x = torch.from_numpy(np.random.default_rng(2).standard_normal((3, *SHAPE)))
+    found = replace(adapted, skip=knowing(oracle))(x, sigma).mean
+    np.testing.assert_allclose(found, oracle(x, sigma).mean, rtol=1e-9, atol=1e-9)
+
+
+def test_sampling_follows_the_exact_flow_of_gaussian_images() -> None:
+    oracle = gaussian()
+    denoise = replace(edm_preconditioned(Silent(), 0.5), skip=knowing(oracle))
+    noise = torch.from_numpy(np.random.default_rng(3).standard_normal((4, *SHAPE)))
+    errors: list[float] = []
+    for steps in (40, 80):
+        grid = karras(steps, 0.002, 80.0)
+        x = 80 * noise
+        truth = oracle.flow(x, 80.0, 0.0)
+        for step in sample(denoise, Heun(), grid, x, Noise((0, 1, 2, 3))):
+            x = step.x
+        errors.append(float((x - truth).norm() / truth.norm()))
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0] / 2.5  # second order, but for the last step to 0
+
+
+def test_variances_are_those_of_the_data() -> None:
+    oracle = gaussian()
+    n = 4000
+    draws = torch.from_numpy(np.random.default_rng(4).standard_normal((n, oracle.mean.numel())))
+    x = oracle.mean + (draws * oracle.eigenvalues.sqrt()) @ oracle.basis.T
+    spectral = Spectral(*SHAPE)
+    spectral.measure(x.reshape(n, *SHAPE).split(700))
+    # The axes of the channels are found only up to a little: compare totals over them.
+    truth = oracle.eigenvalues.reshape(SHAPE).sum(0)
+    np.testing.assert_allclose(spectral.var.sum(0), truth, rtol=6 * (2 / n) ** 0.5)
+    mixed = torch.einsum("ck,khw->chw", spectral.mix, spectral.mean)
+    back = scipy.fft.idctn(mixed.numpy(), axes=(1, 2), norm="ortho")
+    np.testing.assert_allclose(back, oracle.mean.reshape(SHAPE), atol=0.2)
+
+
+def test_mirrored_images_count_as_images() -> None:
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((20, *SHAPE))).cumsum(3)
+    both, flipped = Spectral(*SHAPE), Spectral(*SHAPE)
+    both.measure([x, x.flip(3)])
+    flipped.measure([x], flip=True)
+    np.testing.assert_allclose(flipped.var, both.var, rtol=1e-5)
+    np.testing.assert_allclose(flipped.mean.abs(), both.mean.abs(), atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [[], [torch.ones(3, *SHAPE)]], ids=["none", "all equal"])
+def test_what_cannot_be_measured_is_refused(images: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match="spectrum cannot be measured"):
+        Spectral(*SHAPE).measure(images)
+
+
+def test_a_constant_border_does_not_blow_up() -> None:
+    x = torch.zeros(50, 1, 8, 8)
+    x[:, :, 3:5, 3:5] = torch.randn(50, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    spectral = Spectral(1, 8, 8)
+    spectral.measure([x])
+    low = torch.tensor(0.002, dtype=F64)
+    found = spectral(x, low, torch.ones((), dtype=F64))
+    assert float(found.abs().max()) < 0.05  # nearly clean images stay nearly as they are
+
+
+def test_a_run_measures_saves_and_resumes_it(tmp_path: Path) -> None:
+    data = array_file(tmp_path, (3, 8, 8))
+    chosen = small(steps=8, skip="spectral")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert len(list(open_run(whole, data, chosen).steps())) == 8
+    steps = open_run(parts, data, chosen).steps()
+    for _ in range(4):
+        next(steps)
+    steps.close()
+    list(open_run(parts, data, chosen, resume=True).steps())
+    assert_same_run(parts, whole)
+
+    spectral = Spectral(3, 8, 8)
+    raw = torch.from_numpy(np.load(data)).permute(0, 3, 1, 2)
+    spectral.measure([raw.float() / 127.5 - 1], flip=chosen.flip)
+    model = load(whole)
+    saved = model.denoiser.skip
+    assert isinstance(saved, Spectral)
+    for name, value in spectral.state_dict().items():
+        np.testing.assert_allclose(saved.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    plain = replace(model, recipe=replace(model.recipe, skip="scalar"))
+    assert not np.array_equal(model.sample(2), plain.sample(2))
+
+
+def test_images_that_are_all_equal_are_refused(tmp_path: Path) -> None:
+    data = tmp_path / "same.npy"
+    same = np.zeros((12, 8, 8, 1), np.uint8)
+    same[:, 2:] = 200  # they vary within an image, so that sigma_data can be measured
+    np.save(data, same)
+    with pytest.raises(DataError, match=r"all images are equal.*skip scalar"):
+        open_run(tmp_path / "run", data, small(skip="spectral"))
+    assert not (tmp_path / "run").exists()

@@ -5,16 +5,18 @@ from sfumato.parameterization.adapted import (
     Head,
     Process,
     Skip,
-    predicts_mean,
-    predicts_noise,
-    predicts_score,
-    predicts_v,
-    predicts_x0,
     unit_gaussian,
     zero_variance,
 )
 from sfumato.parameterization.edm import EDMProcess, edm_preconditioned
 from sfumato.parameterization.learned import Between, Free, learned_variance
+from sfumato.parameterization.predicts import (
+    predicts_mean,
+    predicts_noise,
+    predicts_score,
+    predicts_v,
+    predicts_x0,
+)
 from sfumato.parameterization.spectral import Spectral
 
 __all__ = [

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sfumato.diffusion import expand, first_decoder_var
 from sfumato.noise import F64, NoiseLevels
-from sfumato.parameterization.adapted import Adapted, Head, Network, predicts_noise
+from sfumato.parameterization.adapted import Adapted, Head, Network
+from sfumato.parameterization.predicts import predicts_noise
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     error = stdev(gaps) / len(gaps) ** 0.5
     return [
         *lines,
-        f"- bfloat16 - float32, the same seeds: {mean:+.3f}, standard error {error:.3f}.",
+        f"- bfloat16 - float32, the same seeds: {mean:+.3f}, standard error {error:.3f}: a shift "
+        f"of {100 * mean / fmean(here):+.2f} %.",
         f"- That is {abs(mean) / chance:.2f} of the standard deviation between sets of other seeds "
         f"in float32 ({chance:.2f}).",
     ]

@@ -88,7 +88,7 @@ def test_sets_in_both_precisions_are_kept_and_added_to(
     assert len(scored) == 6
     assert [text in three for text in two.splitlines() if text.startswith("| 100")] == [True]
     # 0 and 0, 1 and 1, 1 and 2: a mean difference of 1/3 with this error, over this deviation.
-    assert "bfloat16 - float32, the same seeds: +0.333, standard error 0.333." in three
+    assert "the same seeds: +0.333, standard error 0.333: a shift of +50.00 %." in three
     assert "That is 0.58 of the standard deviation between sets of other seeds" in three
     # The same seed in the other precision is nearly the same picture, another seed is not.
     model = load(run)

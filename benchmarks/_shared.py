@@ -115,6 +115,37 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+class Kept:
+    """Values by name in a JSON file, written as they come: interrupted, a script goes on.
+
+    Ends the script where the file holds values of other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.values: dict[str, Any] = {}
+        if not path.is_file():
+            return
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["settings"] != self.settings:
+            raise SystemExit(
+                f"{path} holds values of {kept['settings']}, and these would be of "
+                f"{self.settings}: remove it to begin anew"
+            )
+        self.values = kept["values"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def add(self, name: str, value: Any) -> None:
+        """Keep one more."""
+        self.values[name] = value
+        write_text(self.path, json.dumps({"settings": self.settings, "values": self.values}))
+
+
 def write_result(out: Path, name: str, images: Uint8, record: Mapping[str, Any]) -> None:
     """Write OUT/NAME.npz (`samples`, uint8), NAME.png to look at, and last NAME.json."""
     out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,13 @@
-"""The stream of batches: exact resuming, full coverage, flat memory, honest waiting times."""
+"""The stream of batches: exact resuming, full coverage, flat memory, decoding ahead."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from sfumato.errors import DataError
 RNG = np.random.default_rng(4)
 STACK = RNG.integers(0, 256, (13, 3, 4, 6), np.uint8)
 LABELS = np.arange(13) % 4
+PATIENCE = 30
+"""Seconds until what ought to happen in other threads counts as never."""
 
 
 class Slow(Images):
@@ -53,6 +57,39 @@ class Slow(Images):
             if int(i) in self.broken:
                 raise UnreadableImageError(f"img{i} (broken)", int(i))
         return self.array[np.asarray(indices)]
+
+
+class Gated(Slow):
+    """Images that are decoded only as far as they are let; leaving it lets all."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.changed, self.allowed = threading.Condition(), 0
+
+    def let(self, count):
+        with self.changed:
+            self.allowed += count
+            self.changed.notify_all()
+
+    def read(self, indices):
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.allowed >= len(indices), PATIENCE)
+            self.allowed -= len(indices)
+        return super().read(indices)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.let(10**6)
+
+
+def until(true):
+    """Wait for what other threads bring about."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def take(batches, count):
@@ -145,9 +182,8 @@ def test_position_counts_only_what_was_handed_out():
     with Batches(slow, 4, 0, prefetch=3, cache_bytes=0) as batches:
         next(batches)
         next(batches)
-        time.sleep(0.05)
+        until(lambda: slow.decoded > 8)
         assert batches.position == 8
-        assert slow.decoded > 8
 
 
 def test_a_set_that_fits_is_decoded_once():
@@ -173,22 +209,42 @@ def test_memory_stays_flat_when_the_set_does_not_fit():
     assert not any(x() is not None for x in handed_out)
 
 
-def test_decoding_in_time_means_no_waiting_and_too_slow_decoding_shows():
-    def share(decode, consume):
-        """Share of the time after the first batch that `next` took."""
-        slow = Slow(RNG.integers(0, 256, (4000, 1, 2, 2), np.uint8), decode / 4)
-        with Batches(slow, 4, 0, workers=2, prefetch=4, cache_bytes=0) as batches:
-            next(batches)
-            waited, start = 0.0, time.perf_counter()
-            for _ in range(14):
-                time.sleep(consume)
-                asked = time.perf_counter()
-                next(batches)
-                waited += time.perf_counter() - asked
-            return waited / (time.perf_counter() - start)
+def test_what_is_decoded_ahead_is_not_waited_for_and_the_rest_is():
+    gated = Gated(RNG.integers(0, 256, (400, 1, 2, 2), np.uint8))
+    gated.let(5 * 4)
+    with (
+        ThreadPoolExecutor(1) as consumer,
+        Batches(gated, 4, 0, workers=2, prefetch=4, cache_bytes=0) as batches,
+        gated,
+    ):
+        next(batches)
+        until(lambda: gated.decoded == 5 * 4)  # while nobody asks
+        # Four batches are there: nothing has to be decoded, and nothing can be.
+        for _ in range(4):
+            consumer.submit(next, batches).result(PATIENCE)
+        late = consumer.submit(next, batches)
+        with pytest.raises(TimeoutError):
+            late.result(0.1)
+        assert batches.position == 5 * 4
+        gated.let(10**6)
+        assert len(late.result(PATIENCE).x) == 4
+        assert batches.position == 6 * 4
 
-    assert share(decode=0.005, consume=0.02) < 0.25
-    assert share(decode=0.04, consume=0.002) > 0.6  # two threads deliver every 20 ms
+
+def test_threads_decode_at_once():
+    meeting, reads = threading.Barrier(2), itertools.count()
+
+    class Meeting(Slow):
+        """The first two reads wait for each other."""
+
+        def read(self, indices):
+            if next(reads) < 2:
+                meeting.wait(PATIENCE)
+            return super().read(indices)
+
+    images = Meeting(RNG.integers(0, 256, (400, 1, 2, 2), np.uint8))
+    take(Batches(images, 4, 0, workers=2, prefetch=4, cache_bytes=0), 3)
+    assert not meeting.broken
 
 
 def test_images_in_memory_use_no_threads():

@@ -162,7 +162,7 @@ def test_what_cannot_be_windowed_is_refused() -> None:
 
 def test_noise_is_a_function_of_the_place() -> None:
     shape = (2, 70, 90)
-    at = PlacedNoise((3, 4), 5, (10, 130))
+    at = PlacedNoise((3, 4), 5, origin=(10, 130))
     whole = at.normal(shape, Purpose.START, F64)
     # 65 rows and 7 columns further: what both see is the same.
     moved = replace(at, origin=(45, 137)).normal(shape, Purpose.START, F64)
@@ -178,7 +178,7 @@ def test_noise_is_a_function_of_the_place() -> None:
 
 
 def test_noise_by_place_is_white_and_normal() -> None:
-    x = PlacedNoise((0, 1), 0, (30, 30)).normal((1, 200, 200), Purpose.START, F64)
+    x = PlacedNoise((0, 1), origin=(30, 30)).normal((1, 200, 200), Purpose.START, F64)
     count = x.numel()
     assert abs(float(x.mean())) < 4 / count**0.5
     assert abs(float(x.var()) - 1) < 4 * (2 / count) ** 0.5

@@ -38,11 +38,14 @@ class Purpose(IntEnum):
 class Noise:
     """Standard normal noise for a batch of images, one seed an image.
 
-    `number` is the draw's index (the sampling loop sets it to the step's index by `at`).
+    `number` is the draw's index (the sampling loop sets it to the step's index by `at`). With
+    `antithetic` an odd seed's noise is that of the even seed below it with its sign turned: what
+    such a pair is led to lies on two sides of the mean, which their own mean is then near.
     """
 
     seeds: tuple[int, ...]
     number: int = 0
+    antithetic: bool = False
 
     def at(self, number: int) -> Self:
         """Return the same noise at another draw number."""
@@ -74,9 +77,17 @@ class Noise:
         """Return [B, *shape] independent standard normal numbers."""
         out = np.empty((len(self.seeds), *shape))
         source = _Source()
-        for row, seed in zip(out, self.seeds, strict=True):
+        for row, (seed, sign) in zip(out, self._signed(), strict=True):
             source.fill(row, seed, 0, int(purpose), self.number)
+            if sign < 0:
+                np.negative(row, out=row)
         return torch.from_numpy(out).to(device=device, dtype=dtype)
+
+    def _signed(self) -> list[tuple[int, int]]:
+        """The seed that each image's noise comes from, and its sign."""
+        if not self.antithetic:
+            return [(seed, 1) for seed in self.seeds]
+        return [(seed - seed % 2, 1 - 2 * (seed % 2)) for seed in self.seeds]
 
 
 # Draws of a Brownian path differ from those of `Noise` in the counter's second word, there 0.
@@ -108,8 +119,8 @@ class BrownianNoise(Noise):
             )
         first, last = min(start, end), max(start, end)
         out, source = np.empty(x.shape), _Source()
-        for row, seed in zip(out, self.seeds, strict=True):
-            row[...] = _Path(seed, int(purpose), row.shape, source).step(first, last)
+        for row, (seed, sign) in zip(out, self._signed(), strict=True):
+            row[...] = sign * _Path(seed, int(purpose), row.shape, source).step(first, last)
         out *= math.copysign(1 / math.sqrt(last - first), end - start)
         return torch.from_numpy(out).to(device=x.device, dtype=x.dtype)
 

@@ -55,8 +55,9 @@ class RestoreOptions:
     """Deviation of what is known, in pixel values, or auto: it need not be kept exactly then."""
     truth: Path | None = None
     """The undamaged image, or a folder of them, to tell how near the answers are."""
-    method: MethodName = "moment-matching"
-    """How the measurement enters; docs/restoration.md compares them."""
+    method: MethodName | None = None
+    """How the measurement enters (docs/restoration.md compares them); if not given, spectral where
+    the model knows its data's frequencies, else moment-matching."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """Plausible answers for each image; several come with their mean and spread."""
     seed: int = 0
@@ -280,7 +281,7 @@ def _page(
     shown = [one.shown for one in found if one.shown is not None]
     forms = {one.shown.name: one.form for one in found if one.shown is not None}
     config = drawing.sampler
-    method: str = drawing.how.method
+    method: str = drawing.method
     if model.condition is not None:
         method = "trained on pairs"
     elif options.denoise is not None:

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sfumato.diffusion import expand
 from sfumato.noise import F64
@@ -55,6 +56,37 @@ class Spectral(nn.Module):
         offset = _mixed(rows @ x @ columns.T, mix.T) - mean
         rest = offset * (var / (var + expand(sigma.square(), x)) - keep) + (1 - keep) * mean
         return rows.T @ _mixed(rest, mix) @ columns
+
+    def covariance(self, v: Tensor, sigma: Tensor) -> Tensor:
+        """Return the covariance of x0 given x times v [B, C, H, W]; sigma [] or [B]."""
+        rows, columns = _bases(v)
+        var, mix = self.var.to(v.dtype), self.mix.to(v.dtype)
+        square = expand(sigma.square(), v)
+        kept = _mixed(rows @ v @ columns.T, mix.T) * (var * square / (var + square))
+        return rows.T @ _mixed(kept, mix) @ columns
+
+    def resized(self, height: int, width: int) -> Spectral:
+        """Return what it says of images of another size and the same detail.
+
+        Variances are read between its frequencies, and below its lowest are that one's. The mean is
+        that of all pixels.
+        """
+        channels, rows, columns = self.var.shape
+        if (height, width) == (rows, columns):
+            return self
+        other = Spectral(channels, height, width).to(self.var)
+        other.mix.copy_(self.mix)
+        other.mean[:, 0, 0] = self.mean[:, 0, 0] * math.sqrt(height * width / (rows * columns))
+        down = torch.arange(height, device=self.var.device) * (rows / height)
+        along = torch.arange(width, device=self.var.device) * (columns / width)
+        at = torch.stack(torch.meshgrid(along, down, indexing="xy"), -1).to(self.var)
+        limit = at.new_tensor([max(columns - 1, 1), max(rows - 1, 1)])
+        found = F.grid_sample(
+            self.var.log()[None], 2 * (at / limit)[None] - 1, padding_mode="border",
+            align_corners=True,
+        )  # fmt: skip
+        other.var.copy_(found[0].exp())
+        return other
 
     def measure(self, batches: Iterable[Tensor], *, flip: bool = False) -> None:
         """Take mean and variances from images [B, C, H, W]; `flip`: mirrored left-right, too.

@@ -15,6 +15,7 @@ from sfumato.restoration.operators import (
 from sfumato.restoration.posterior import (
     DDRM,
     DPS,
+    CovarianceMatching,
     DiffPIR,
     Measured,
     Method,
@@ -33,6 +34,7 @@ __all__ = [
     "Average",
     "Blur",
     "Composed",
+    "CovarianceMatching",
     "DiffPIR",
     "Identity",
     "Mask",

@@ -145,10 +145,12 @@ class PlacedNoise(Noise):
         out = torch.empty(len(self.seeds), channels, height, width, dtype=dtype)
         for row in range(top // _CELL, -(-(top + height) // _CELL)):
             for column in range(left // _CELL, -(-(left + width) // _CELL)):
-                seeds = tuple(derive_seed(seed, "cell", row, column) for seed in self.seeds)
+                seeds = tuple(derive_seed(seed, "cell", row, column) for seed, _ in self._signed())
                 cell = Noise(seeds, self.number).normal((channels, _CELL, _CELL), purpose, dtype)
                 down, right = row * _CELL - top, column * _CELL - left
                 a, b = max(down, 0), min(down + _CELL, height)
                 c, d = max(right, 0), min(right + _CELL, width)
                 out[:, :, a:b, c:d] = cell[:, :, a - down : b - down, c - right : d - right]
+        for image, (_, sign) in zip(out, self._signed(), strict=True):
+            image *= sign
         return out.to(device)

@@ -9,17 +9,28 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
+from sfumato.parameterization import Spectral
 from sfumato.protocols import Denoiser
 from sfumato.randomness import Noise, Purpose
 from sfumato.recipes import build
 from sfumato.recipes.model import Model
 from sfumato.recipes.restoring.how import How
+from sfumato.recipes.restoring.names import MethodName
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.restoration import Measured
+from sfumato.restoration.posterior import Covariance
 from sfumato.restoration.windows import PlacedNoise, Window, Windowed
 from sfumato.sampling import sample, start_from_prior
 
 Tick = Callable[[float], object]
+
+
+def deviation(answers: Tensor) -> Tensor:
+    """Return the standard deviation [C, H, W] of answers [n, C, H, W] of `Drawing.draw`, n > 1.
+
+    Theirs come in pairs on two sides of the mean, so that it is as good as known: n is divided by.
+    """
+    return answers.std(0, correction=len(answers) % 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +62,11 @@ class Drawing:
             )
 
     @property
+    def method(self) -> MethodName:
+        """How a measurement enters."""
+        return self.how.named(known=self.model.network.spectrum is not None)
+
+    @property
     def window(self) -> tuple[int, int]:
         """Height and width of what the network sees at once."""
         return self.model.format.height, self.model.format.width
@@ -74,6 +90,7 @@ class Drawing:
     ) -> Tensor:
         """Return answers [answers, C, H, W] in [-1, 1] to what was measured of one image.
 
+        Answers of an even seed and the next are antithetic, so that few have a good mean.
         `condition` [K, H, W] in [-1, 1] is what a model trained on pairs starts from. `origin` is
         the place of a scene's part. `start` is x [C, H, W] and its noise level, where the walk
         begins there rather than from noise. `tick` is told of every share done. The network is
@@ -89,7 +106,9 @@ class Drawing:
         for first in range(0, len(seeds), batch):
             part = seeds[first : first + batch]
             rows = tuple(part + part[-1:] * (batch - len(part)))
-            noise = Noise(rows) if origin is None else PlacedNoise(rows, 0, origin)
+            noise: Noise = Noise(rows, antithetic=True)
+            if origin is not None:
+                noise = PlacedNoise(rows, antithetic=True, origin=origin)
             walk = self._walk(shape, measured, condition, start, grid, noise)
             x = next(walk)
             for there in walk:
@@ -111,7 +130,9 @@ class Drawing:
         denoise = self._denoiser(shape, condition, noise.seeds)
         solver = self.model.solver(self.sampler)
         if measured is not None:
-            denoise, solver = self.how.bend(denoise, solver, measured, noise)
+            denoise, solver = self.how.bend(
+                denoise, solver, measured, noise, self._covariance(shape)
+            )
         denoise = build.sampler_denoiser(self.sampler, denoise)
         if start is None:
             x = start_from_prior(denoise, grid[0], shape, noise, device=self.model.device)
@@ -155,6 +176,13 @@ class Drawing:
                 f"this image is {height} x {width} pixels, smaller than the {high} x {wide} that "
                 "the model was trained on: enlarge it, or train on smaller images (--size)"
             )
+
+    def _covariance(self, shape: tuple[int, int, int]) -> Covariance | None:
+        """What the model knows of its data, for images of a shape."""
+        spectrum = self.model.network.spectrum
+        if not isinstance(spectrum, Spectral):
+            return None
+        return spectrum.resized(*shape[1:]).covariance
 
     def _denoiser(
         self, shape: tuple[int, int, int], condition: Tensor | None, seeds: Sequence[int]

@@ -14,6 +14,7 @@ from sfumato.restoration import (
     DAPS,
     DDRM,
     DPS,
+    CovarianceMatching,
     DiffPIR,
     Measured,
     Method,
@@ -23,6 +24,7 @@ from sfumato.restoration import (
     Replacement,
     Restored,
 )
+from sfumato.restoration.posterior import Covariance
 from sfumato.solvers import DDIM
 
 
@@ -30,11 +32,12 @@ from sfumato.solvers import DDIM
 class How:
     """What decides restored images besides the model and what was measured.
 
+    `method` None is spectral for models that know their data's frequencies, else moment-matching.
     `rounds`: conjugate gradients of moment-matching. `times`: walks of repaint. `walk`: steps of
     each of daps's ways down. `overlap`: share of a window that the next one covers too.
     """
 
-    method: MethodName = "moment-matching"
+    method: MethodName | None = None
     answers: int = 1
     seed: int = 0
     rounds: int = 2
@@ -51,16 +54,33 @@ class How:
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap is a share from 0 to below 1, not {self.overlap}")
 
+    def named(self, *, known: bool) -> MethodName:
+        """Return the method; `known`: whether the data's frequencies are."""
+        return self.method or ("spectral" if known else "moment-matching")
+
     def bend(
-        self, denoise: Denoiser, solver: Solver[Any], measured: Measured, noise: Noise
+        self,
+        denoise: Denoiser,
+        solver: Solver[Any],
+        measured: Measured,
+        noise: Noise,
+        covariance: Covariance | None = None,
     ) -> tuple[Denoiser, Solver[Any]]:
-        """Return what is sampled, and by what."""
-        if self.method == "daps":
+        """Return what is sampled, and by what; `covariance` is what is known of the data's."""
+        method = self.named(known=covariance is not None)
+        if method == "daps":
             down = DDIM() if isinstance(solver, DDIM) else solver  # along the flow
             return denoise, DAPS(measured, down, self.walk)
-        if self.method == "repaint":
+        if method == "repaint":
             bent = Restored(denoise, measured, Replacement(noise))
             return bent, Repaint(solver, self.times)
+        if method == "spectral":
+            if covariance is None:
+                raise ConfigError(
+                    "the method spectral needs a model that knows its data's frequencies (trained "
+                    "with --skip spectral): leave out --method, or choose another"
+                )
+            return Restored(denoise, measured, CovarianceMatching(covariance)), solver
         methods: dict[str, Method] = {
             "moment-matching": MomentMatching(self.rounds),
             "replace": Replacement(noise),
@@ -69,7 +89,7 @@ class How:
             "pigdm": PiGDM(),
             "diffpir": DiffPIR(),
         }
-        return Restored(denoise, measured, methods[self.method]), solver
+        return Restored(denoise, measured, methods[method]), solver
 
 
 def usual_sampler(config: SamplerConfig) -> SamplerConfig:

@@ -5,6 +5,6 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 MethodName = Literal[
-    "moment-matching", "repaint", "replace", "ddrm", "dps", "pigdm", "diffpir", "daps"
+    "spectral", "moment-matching", "repaint", "replace", "ddrm", "dps", "pigdm", "diffpir", "daps"
 ]
 METHODS: tuple[str, ...] = get_args(MethodName)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sfumato.data.pixels import PixelFormat, to_model
 from sfumato.metrics.paired import paired_scores
+from sfumato.recipes.restoring.drawing import deviation
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Report
 
@@ -56,7 +57,7 @@ def sheet(shown: Shown, form: PixelFormat) -> bytes:
     if len(shown.answers) > 1:
         every = to_model(shown.answers, form)
         row.append(every.mean(0, keepdim=True))
-        spread = every.std(0).mean(0, keepdim=True)
+        spread = deviation(every).mean(0, keepdim=True)
         row.append((2 * spread / spread.max().clamp(min=1e-9) - 1).expand_as(x[:1]))
     if shown.truth is not None:
         row.append(to_model(shown.truth[None], form))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.recipes.inputs import save_array
 from sfumato.recipes.restoring.damaged import Damaged
-from sfumato.recipes.restoring.drawing import Drawing
+from sfumato.recipes.restoring.drawing import Drawing, deviation
 from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
 from sfumato.restoration import Mask, Measured
 
@@ -104,10 +104,10 @@ def restore_scene(
                     kept[i, :, top:bottom, left:right] = raw
             if middle is not None and spread is not None:
                 middle.write(here.compose(x.mean(0)), top, left)
-                deviation = x.std(0)
+                apart = deviation(x)
                 if std == 0:
-                    deviation = torch.where(here.known, 0.0, deviation)
-                wide = deviation.mean(0).numpy() * (form.high - form.low) / 2
+                    apart = torch.where(here.known, 0.0, apart)
+                wide = apart.mean(0).numpy() * (form.high - form.low) / 2
                 spread[top:bottom, left:right] = wide
     files = [name(number(i, count)) for i in range(count)]
     if spread is not None:

@@ -17,7 +17,7 @@ from sfumato.data.save import save_image
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.inputs import save_array
 from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
-from sfumato.recipes.restoring.drawing import Drawing
+from sfumato.recipes.restoring.drawing import Drawing, deviation
 from sfumato.recipes.restoring.page import Shown
 from sfumato.recipes.restoring.scene_work import number, restore_scene
 from sfumato.recipes.restoring.scenes import SceneReader
@@ -241,7 +241,7 @@ def _write(
         files.append(where)
     if len(raw) > 1:
         files.append(name("-spread").with_suffix(".npy"))
-        spread = x.std(0).mean(0).numpy() * _unit(form)
+        spread = deviation(x).mean(0).numpy() * _unit(form)
         save_array(spread.astype(np.float32), files[-1])
     return files
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import GaussianOracle
-from recipe_helpers import array_file, assert_same_run, open_run, small
+from recipe_helpers import QUIET, array_file, assert_same_run, open_run, small
 from sfumato.errors import DataError
 from sfumato.noise import NoiseLevels, karras, linear_betas
 from sfumato.parameterization import (
@@ -26,6 +26,8 @@ from sfumato.parameterization import (
 )
 from sfumato.randomness import Noise
 from sfumato.recipes.model import load
+from sfumato.recipes.run import Run
+from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.sampling import sample
 from sfumato.solvers import Heun
 
@@ -193,3 +195,83 @@ def test_images_that_are_all_equal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"all images are equal.*skip scalar"):
         open_run(tmp_path / "run", data, small(skip="spectral"))
     assert not (tmp_path / "run").exists()
+
+
+def joint(seed: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and covariance of (x0, y) of 1 and 2 channels, flat, and draws with exactly those."""
+    rng = np.random.default_rng(seed)
+    height, width = SHAPE[1:]
+    rows, columns = (scipy.fft.dct(np.eye(n), axis=0, norm="ortho") for n in (height, width))
+    basis = np.kron(np.eye(3), np.kron(rows, columns)).T
+    size = height * width
+    covariance = np.zeros((3 * size, 3 * size))
+    for k in range(size):  # channels hang together at each frequency, in its own way
+        root = rng.standard_normal((3, 4))
+        covariance[k::size, k::size] = root @ root.T * np.exp(rng.uniform(-3, 1))
+    covariance = basis @ covariance @ basis.T
+    mean = torch.from_numpy(rng.standard_normal(3 * size))
+    root = torch.linalg.cholesky(torch.from_numpy(covariance)) * (3 * size) ** 0.5
+    draws = torch.cat([mean + root.T, mean - root.T]).reshape(-1, 3, height, width)
+    return mean, torch.from_numpy(covariance), draws
+
+
+@pytest.mark.parametrize("sigma", [0.02, 1.0, 80.0])
+def test_of_pairs_it_is_the_posterior_mean_given_both(sigma: float) -> None:
+    mean, covariance, draws = joint()
+    size = mean.numel() // 3
+    spectral = Spectral(1, *SHAPE[1:], given=2).double()
+    spectral.measure([draws])
+    rng = np.random.default_rng(8)
+    x = torch.from_numpy(rng.standard_normal((4, 1, *SHAPE[1:]))) * (1 + sigma)
+    y = torch.from_numpy(rng.standard_normal((4, 2, *SHAPE[1:])))
+    noise = torch.zeros(3 * size, dtype=F64)
+    noise[:size] = sigma**2
+    # What is measured is x0 with noise and y without: the whole vector with that noise. The little
+    # that the regression holds back (a share of 1e-4 of y's variance) belongs to y.
+    ridge = 1e-4 * covariance.diagonal()[size:].mean()
+    noise[size:] = ridge
+    gain = torch.linalg.solve(covariance + noise.diag(), covariance)[:, :size]
+    measured = torch.cat([x.flatten(1), y.flatten(1)], 1)
+    truth = mean[:size] + (measured - mean) @ gain
+    level = torch.tensor(sigma, dtype=F64)
+    keep = torch.tensor(0.3, dtype=F64)
+    found = spectral(x, level, keep, y) + keep * x
+    np.testing.assert_allclose(found.flatten(1), truth, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_pairs_sees_the_estimate() -> None:
+    class Seeing(nn.Module):
+        def forward(self, x: Tensor, noise_label: Tensor, image: Tensor) -> Tensor:
+            del noise_label, image
+            self.x = x
+            return torch.zeros_like(x)
+
+    _, _, draws = joint()
+    spectral = Spectral(1, *SHAPE[1:], given=2).double()
+    spectral.measure([draws])
+    network = Seeing()
+    denoise = replace(edm_preconditioned(network, 0.5), skip=spectral).given(image=draws[:3, 1:])
+    estimate = denoise(draws[:3, :1], torch.tensor(30.0, dtype=F64)).mean
+    np.testing.assert_allclose(network.x, estimate / 0.5, rtol=1e-12)
+
+
+def test_a_run_of_pairs_knows_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    target = rng.integers(0, 256, (24, 8, 8, 1)).astype(np.uint8)
+    np.save(tmp_path / "target.npy", target)
+    np.save(tmp_path / "input.npy", np.concatenate([255 - target, target // 2], 3))
+    config = RunConfig(
+        small(steps=2, skip="spectral"),
+        DataConfig(data=str(tmp_path), layout="NHWC", condition="image"),
+        QUIET,
+    )
+    list(Run.open(config, tmp_path / "run").steps())
+    model = load(tmp_path / "run")
+    spectral = model.network.spectrum
+    assert isinstance(spectral, Spectral)
+    # The input tells the target, but for the ridge and what 8 bits lose.
+    y = torch.from_numpy(np.load(tmp_path / "input.npy")).permute(0, 3, 1, 2) / 127.5 - 1
+    x0 = torch.from_numpy(target).permute(0, 3, 1, 2) / 127.5 - 1
+    noise = 80 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    found = spectral(x0 + noise, torch.tensor(80.0), torch.zeros(()), y)
+    assert float((found - x0).square().mean()) < 1e-3 * float(x0.var())

@@ -62,8 +62,18 @@ class Head(Protocol):
 class Skip(Protocol):
     """A linear estimate of x0 that stands in the place of c_skip x."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, c_skip: Tensor) -> Tensor:
-        """Return the estimate less c_skip x, for x [B, *data]; sigma and c_skip [] or [B]."""
+    @property
+    def shown(self) -> bool:
+        """Whether the network sees it, too, in the place of x."""
+        ...
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, c_skip: Tensor, image: Tensor | None = None
+    ) -> Tensor:
+        """Return the estimate less c_skip x, for x [B, *data]; sigma and c_skip [] or [B].
+
+        `image` is what x0 starts from, in pairs.
+        """
         ...
 
 
@@ -170,15 +180,20 @@ class Adapted:
         """Return the distribution of x0 given x [B, *data]; sigma [] or [B] in data units."""
         sigma = sigma.to(device="cpu", dtype=F64)
         c_skip, c_out = self.coefficients(sigma)
-        seen = expand(self.process.scale(sigma), x) * x
+        linear = expand(c_skip, x) * x
+        if self.skip is not None:
+            linear = linear + self.skip(x, sigma, c_skip, self.condition.get("image"))
+        if self.skip is not None and self.skip.shown:
+            seen = expand(self.process.scale(torch.zeros_like(sigma)), x) * linear
+        else:
+            seen = expand(self.process.scale(sigma), x) * x
         c_noise = self.process.condition(sigma).expand(len(x))
         dtype = _dtype_of(self.network, x.dtype)
         # In bfloat16 the index 999 of a level would be 1000.
         told = to_like(c_noise, x, torch.promote_types(dtype, torch.float32))
         out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
         if self.head is None:
-            mean = self._mean(x, out, sigma, c_skip, c_out)
-            return Gaussian(mean, expand(self.variance(sigma), x))
+            return Gaussian(linear + expand(c_out, x) * out, expand(self.variance(sigma), x))
         levels = self._levels
         if out.shape[1] != 2 * x.shape[1] or levels is None or len(levels) < 2:
             raise ValueError(
@@ -191,11 +206,7 @@ class Adapted:
             var = self.head.variance(variance, sigma, levels)
         else:  # below 0 it could make the variance of a larger step negative
             var = self.head.variance(variance, sigma, ladder).clamp(min=0)
-        return Gaussian(self._mean(x, out, sigma, c_skip, c_out), var.to(x.dtype))
-
-    def _mean(self, x: Tensor, out: Tensor, sigma: Tensor, c_skip: Tensor, c_out: Tensor) -> Tensor:
-        mean = expand(c_skip, x) * x + expand(c_out, x) * out
-        return mean if self.skip is None else mean + self.skip(x, sigma, c_skip)
+        return Gaussian(linear + expand(c_out, x) * out, var.to(x.dtype))
 
 
 def _alike(a: Adapted, b: Adapted, count: int) -> bool:

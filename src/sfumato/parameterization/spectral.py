@@ -6,7 +6,8 @@ read where high ones drown. In a cosine basis and the principal axes of their ch
 nearly uncorrelated, so with variances v the estimate is Wiener's filter,
 m + v / (v + sigma^2) (x - m). At high sigma it is near to all that can be known (Wang & Vastola
 2024, "The unreasonable effectiveness of Gaussian score approximation"): a network that starts from
-it has only the rest to learn.
+it has only the rest to learn. Of pairs it is the estimate given x and the image y that x0 starts
+from: m is then y's own linear estimate, and v what that leaves.
 """
 
 from __future__ import annotations
@@ -30,28 +31,48 @@ class Spectral(nn.Module):
     """Data of known mean and variances in the cosine basis, for images [C, H, W].
 
     Nothing is trained. `mean` [C, H, W] and `var` [C, H, W] are of cosine coefficients along the
-    axes `mix` [C, C] of the channels, one a column. A new one knows nothing and estimates 0: fill
-    it with `measure`, or from a checkpoint.
+    axes `mix` [C, C] of the channels, one a column. With `given` channels K of images that x0
+    starts from, the mean moves by `gain` [C, K, H, W] times their offsets from `given_mean`
+    [K, H, W]. A new one knows nothing and estimates 0: fill it with `measure` or from a checkpoint.
     """
 
     mean: Tensor
     var: Tensor
     mix: Tensor
+    gain: Tensor
+    given_mean: Tensor
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, given: int = 0) -> None:
         super().__init__()
-        shape = (channels, height, width)
+        shape, self.given = (channels, height, width), given
+        if given:
+            self.register_buffer("gain", torch.zeros(channels, given, height, width))
+            self.register_buffer("given_mean", torch.zeros(given, height, width))
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("var", torch.zeros(shape))
         self.register_buffer("mix", torch.eye(channels))
 
-    def forward(self, x: Tensor, sigma: Tensor, c_skip: Tensor) -> Tensor:
+    @property
+    def shown(self) -> bool:
+        """Whether the network is to see the estimate, not x: where there is an image to start from.
+
+        At high sigma x is noise, of which such a network would have to rid itself.
+        """
+        return self.given > 0
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, c_skip: Tensor, image: Tensor | None = None
+    ) -> Tensor:
         """Return the estimate of x0 less c_skip x, for x [B, C, H, W] and sigma [] or [B].
 
         c_skip [] or [B] is any factor; near that of the estimate rounding errors are smallest.
+        `image` [B, K, H, W] is what x0 starts from, if anything.
         """
         rows, columns = _bases(x)
         mean, var, mix = (t.to(x.dtype) for t in (self.mean, self.var, self.mix))
+        if self.given and image is not None:
+            apart = rows @ image.to(x) @ columns.T - self.given_mean.to(x.dtype)
+            mean = mean + (self.gain.to(x.dtype) * apart[:, None]).sum(2)
         keep = expand(c_skip, x)
         offset = _mixed(rows @ x @ columns.T, mix.T) - mean
         rest = offset * (var / (var + expand(sigma.square(), x)) - keep) + (1 - keep) * mean
@@ -89,14 +110,16 @@ class Spectral(nn.Module):
         return other
 
     def measure(self, batches: Iterable[Tensor], *, flip: bool = False) -> None:
-        """Take mean and variances from images [B, C, H, W]; `flip`: mirrored left-right, too.
+        """Take mean and variances from images [B, C + K, H, W]; `flip`: mirrored left-right, too.
 
-        Raises ValueError where there are none, or none that vary.
+        The last K channels are of what an image starts from. Raises ValueError where there are no
+        images, or none that vary.
         """
         channels, height, width = self.var.shape
         rows, columns = _bases(self.var.double())
-        count, total = 0, torch.zeros(channels, height, width, dtype=F64)
-        products = torch.zeros(height, width, channels, channels, dtype=F64)
+        both = channels + self.given
+        count, total = 0, torch.zeros(both, height, width, dtype=F64)
+        products = torch.zeros(height, width, both, both, dtype=F64)
         for batch in batches:
             c = rows @ batch.to(rows) @ columns.T
             count, total = count + len(c), total + c.sum(0)
@@ -107,14 +130,27 @@ class Spectral(nn.Module):
         if flip:  # Mirroring changes the sign of every other column.
             mean[:, :, 1::2] = 0
         scatter = products / count - torch.einsum("chw,dhw->hwcd", mean, mean)
+        scatter, gain = _told_apart(scatter, channels)
         _, mix = torch.linalg.eigh(scatter.sum((0, 1)))
         var = torch.einsum("hwcd,ck,dk->khw", scatter, mix, mix)
         average = float(var.mean())
-        if not average > 1e-12 * float(mean.square().mean()):  # what rounding leaves
+        if not average > 1e-12 * float(mean[:channels].square().mean()):  # what rounding leaves
             raise ValueError("a spectrum cannot be measured: all images are equal")
         self.mix.copy_(mix)
-        self.mean.copy_(torch.einsum("chw,ck->khw", mean, mix))
+        self.mean.copy_(torch.einsum("chw,ck->khw", mean[:channels], mix))
+        if self.given:
+            self.gain.copy_(torch.einsum("hwgc,ck->kghw", gain, mix))
+            self.given_mean.copy_(mean[channels:])
         self.var.copy_(var.clamp(min=_FLOOR**2 * average))
+
+
+def _told_apart(scatter: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Covariances [H, W, C, C] given what is started from; the regression on it [H, W, K, C]."""
+    own, cross = scatter[..., :channels, :channels], scatter[..., channels:, :channels]
+    given = scatter[..., channels:, channels:]
+    ridge = _FLOOR**2 * given.diagonal(dim1=-2, dim2=-1).mean() if cross.numel() else 0.0
+    gain = torch.linalg.solve(given + ridge * torch.eye(len(given[0, 0]), dtype=F64), cross)
+    return own - cross.mT @ gain, gain
 
 
 @lru_cache(maxsize=32)

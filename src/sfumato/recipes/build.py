@@ -117,7 +117,7 @@ def network_of(
             condition_channels=condition,
         )
     if recipe.skip == "spectral":
-        network.spectrum = Spectral(*shape)
+        network.spectrum = Spectral(*shape, given=condition)
     return network.to(device)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from os import cpu_count
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfumato.data.images import Images, Subset
@@ -166,9 +167,14 @@ def sigma_data_of(images: Images, say: Callable[[str], None]) -> float:
 def spectrum_of(images: Images, *, flip: bool, say: Callable[[str], None]) -> dict[str, Tensor]:
     """Measure the frequencies of the images, of about 10,000 where more, as `Spectral`'s state."""
     chosen, of = _some(images)
-    spectrum = Spectral(*images.format.shape)
+    given = 0 if images.inputs is None else images.inputs.format.channels
+    spectrum = Spectral(*images.format.shape, given=given)
+    batches = (
+        b.x if b.condition is None else torch.cat([b.x, b.condition], 1)
+        for b in one_pass(chosen, 256)
+    )
     try:
-        spectrum.measure((batch.x for batch in one_pass(chosen, 256)), flip=flip)
+        spectrum.measure(batches, flip=flip)
     except ValueError as error:
         raise DataError(f"{images.source}: {error}; train with --skip scalar") from error
     half = int((spectrum.var.flatten().sort(descending=True).values.cumsum(0)

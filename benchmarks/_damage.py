@@ -72,10 +72,10 @@ def as_bytes(x: Tensor) -> Tensor:
 
 def training_pairs(
     images: Images, draws: int, softness: float, seed: int = 0
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield pairs of raw images [C, H, W], clouded and clear: every image once, `draws` times.
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
+    """Yield raw images [C, H, W], clouded and clear, and what is clouded [H, W].
 
-    Covers are uniform over `COVERS`.
+    Every image comes once, `draws` times. Covers are uniform over `COVERS`.
     """
     form = images.format
     covers = np.random.default_rng([seed, 1])
@@ -84,7 +84,8 @@ def training_pairs(
         for i in range(len(images)):
             raw = images.read([i])[0]
             field = drawn((form.height, form.width), number, covers.uniform(*COVERS), softness)
-            yield from_model(Clouds.over(to_model(raw, form), field), form), raw
+            seen = from_model(Clouds.over(to_model(raw, form), field), form)
+            yield seen, raw, field.mask().numpy()
             number += 1
 
 
@@ -116,15 +117,28 @@ def restored(model: Model, damage: Damage, how: How, seed: int, steps: int, batc
 def answered(model: Model, damage: Damage, seed: int) -> Tensor:
     """One answer of a model trained on pairs; it is given what a camera would see."""
     seeds = range(seed, seed + len(damage.x0))
-    return in_place(damage, torch.cat(list(answers(model, damage.seen, seeds))))
+    return in_place(damage, torch.cat(list(answers(model, given(model, damage), seeds))))
+
+
+def told_mask(model: Model) -> bool:
+    """Whether a model of pairs is given the mask as a last channel."""
+    assert model.condition is not None
+    return model.condition.channels == model.format.channels + 1
+
+
+def given(model: Model, damage: Damage) -> Tensor:
+    """What a model of pairs starts from: the image, and the mask where it was trained with one."""
+    if not told_mask(model):
+        return damage.seen
+    return torch.cat([damage.seen, 1 - 2 * damage.known.to(damage.seen)], 1)
 
 
 def posterior_mean(model: Model, damage: Damage, batch: int) -> Tensor:
     """What a model trained on pairs predicts from noise alone: the mean of its answers, at once."""
-    high = model.grid()[0]
+    high, starts = model.grid()[0], given(model, damage)
     parts: list[Tensor] = []
     for first in range(0, len(damage.x0), batch):
-        seen = damage.seen[first : first + batch]
+        seen = starts[first : first + batch]
         seeds = range(first, first + len(seen))
         denoise = model.bound(seeds, images=seen)
         x = start_from_prior(

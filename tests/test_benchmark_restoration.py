@@ -27,7 +27,7 @@ def test_training_clouds_are_the_tables_but_of_other_seeds(tmp_path: Path) -> No
     images = open_images(tmp_path / "images.npy")
     pairs = list(_damage.training_pairs(images, 2, 0.5))
     assert len(pairs) == 8
-    hidden = [float((a != b).any(0).mean()) for a, b in pairs]
+    hidden = [float((a != b).any(0).mean()) for a, b, _ in pairs]
     low, high = _damage.COVERS
     # A cloud's very edge may round to the ground's own value.
     assert all(low - 0.1 <= share <= high + 0.01 for share in hidden)

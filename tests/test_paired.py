@@ -30,7 +30,7 @@ from sfumato.recipes.model import Model, load
 from sfumato.recipes.paired import answered, answers, picked
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
-from sfumato.training.checkpoint import load_weights
+from sfumato.training.named_tensors import load_weights
 
 RNG = np.random.default_rng(5)
 SHAPE = (8, 8)

@@ -29,8 +29,9 @@ from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
 from sfumato.recipes.toml import from_toml
 from sfumato.sampling import generate
-from sfumato.training.checkpoint import DESCRIPTION, load_checkpoint, load_weights
+from sfumato.training.checkpoint import DESCRIPTION, load_checkpoint
 from sfumato.training.history import latest_checkpoint
+from sfumato.training.named_tensors import load_weights
 from sfumato.training.precision import Precision
 
 RawImages = NDArray[np.generic]

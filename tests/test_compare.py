@@ -23,7 +23,7 @@ from sfumato.recipes.evaluation.compare import best_of
 from sfumato.recipes.evaluation.consistency import consistency
 from sfumato.recipes.evaluation.trials import Trial, ddim_trials, fixed_trials, trials
 from sfumato.recipes.evaluation.truncation import step_errors
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.sampler_config import SamplerConfig
 
 Capture = pytest.CaptureFixture[str]

@@ -30,7 +30,8 @@ from sfumato.recipes.evaluation.extractors import extractor_of
 from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run_config import DataConfig
 
 Capture = pytest.CaptureFixture[str]

@@ -22,7 +22,7 @@ from sfumato.recipes.evaluation.extractors import extractor_of
 from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
     from sfumato.recipes.evaluation import consistency as sheets
     from sfumato.recipes.evaluation import truncation as errors
     from sfumato.recipes.evaluation.cache import Cache
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     model = load(options.run, device=device)
     run = model.run

@@ -146,7 +146,7 @@ def run(arguments: Sequence[str]) -> int:
 def _autoguided(options: EvaluateOptions, device: str) -> Model:
     from sfumato.processes import own_device
     from sfumato.recipes.autoguidance import load_autoguided
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     assert options.autoguidance is not None
     model = load(options.paths[0], weights=options.weights or "ema", device=own_device(device))

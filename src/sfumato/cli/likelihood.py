@@ -89,7 +89,7 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
     from sfumato.recipes.likelihood_page import in_lines, write_likelihood
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     say = print if processes.first else _silent
     set_threads(options.threads)

@@ -73,7 +73,7 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
 
     from sfumato.processes import own_device
     from sfumato.recipes.environment import pick_device, set_threads
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.recipes.samples import SampleWriter, refuse_used, shared
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.report.grid import image_grid, save_png

@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.n < 0 or options.n == 1 or min(options.screen, options.best) < 0:
         raise ConfigError("-n, --screen and --best must not be negative, and -n not 1")
     from sfumato.recipes.environment import pick_device, set_threads
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.recipes.tuning import Search
 

@@ -30,7 +30,8 @@ from sfumato.recipes.evaluation.sets import Drawn, ImageSet, Stored, check_alike
 from sfumato.recipes.evaluation.settings import DISTANCES, Settings
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run_config import DataConfig
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.tuned import load_tuned, samplers

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sfumato.recipes.loading import load
     from sfumato.recipes.model import Model
     from sfumato.recipes.presets import recipe
-    from sfumato.recipes.run import train
+    from sfumato.recipes.train import train
     from sfumato.sampling import Step, generate, sample, start_from_prior
     from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
 
@@ -61,7 +61,7 @@ _HOME = {
     "sample": "sampling",
     "save_images": "data.save",
     "start_from_prior": "sampling",
-    "train": "recipes.run",
+    "train": "recipes.train",
     "unit_gaussian": "parameterization",
 }
 

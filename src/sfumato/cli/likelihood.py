@@ -89,6 +89,7 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
     from sfumato.recipes.likelihood_page import in_lines, write_likelihood
+    from sfumato.recipes.likelihood_results import Measured
     from sfumato.recipes.loading import load
 
     say = print if processes.first else _silent
@@ -132,7 +133,7 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
         say(f"the decoder's deviation, fitted on {sets[-1].name}: {var**0.5:.3g} on [-1, 1]")
     if not options.gap:
         sets = sets[:1]
-    found: list[work.Measured] = []
+    found: list[Measured] = []
     total = sum(map(measurer.total, sets))
     with tqdm(total=total, unit="image", disable=not processes.first) as bar:
         for number, images in enumerate(sets):

@@ -22,7 +22,8 @@ from sfumato.recipes.evaluation.sets import Drawn, ImageSet, pixels
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial
 from sfumato.recipes.evaluation.workbench import Workbench
-from sfumato.recipes.likelihood import Asked, Mean, Measurer
+from sfumato.recipes.likelihood import Asked, Measurer
+from sfumato.recipes.likelihood_results import Mean
 from sfumato.recipes.model import Model
 from sfumato.report import plots
 from sfumato.report.grid import image_grid, png_bytes

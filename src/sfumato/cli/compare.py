@@ -153,8 +153,8 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
 def _compare(options: CompareOptions, device: str) -> int:
     from sfumato.recipes.evaluation import compare as work
     from sfumato.recipes.evaluation.comparison import table_of, write_comparison
-    from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.evaluation.task import Places, of_run
 
     settings = Settings(
         ("fd",), n=options.n or 1000, reference_n=options.reference_n, features=options.features,

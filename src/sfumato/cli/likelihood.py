@@ -86,8 +86,8 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     from sfumato.recipes import likelihood as work
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation.cache import Cache
-    from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.evaluation.task import Places, of_run
     from sfumato.recipes.likelihood_page import in_lines, write_likelihood
     from sfumato.recipes.likelihood_results import Measured
     from sfumato.recipes.loading import load

@@ -170,8 +170,8 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
     """Search churn for each number of calls, and keep what wins."""
     from sfumato.recipes.evaluation import churn
     from sfumato.recipes.evaluation.cache import Cache
-    from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.evaluation.task import Places, of_run
     from sfumato.recipes.sampler_config import with_solver
     from sfumato.recipes.samplers import with_evaluations
     from sfumato.recipes.tuned import Tuned, load_tuned, save_tuned

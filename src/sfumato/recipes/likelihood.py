@@ -31,7 +31,8 @@ from sfumato.processes import Processes
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.sets import CHUNK, Drawn, ImageSet, Stored, pixels
+from sfumato.recipes.evaluation.drawn import Drawn
+from sfumato.recipes.evaluation.sets import CHUNK, ImageSet, Stored, pixels
 from sfumato.recipes.likelihood_results import Measured
 from sfumato.recipes.model import Model
 from sfumato.solvers import Adaptive

@@ -1,4 +1,4 @@
-"""What the processes of a run have to agree on: before the first step, and after each."""
+"""What the processes of a run agree on, before the first step and after each, and gather."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def _sfumato(*arguments: str) -> None:
 def _ours_record(run: Path, folder: Path) -> dict[str, Any]:
     import tomllib
 
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.training.checkpoint import read_description
 
     sampled = tomllib.loads((folder / "sample.toml").read_text())

@@ -32,7 +32,7 @@ from sfumato.recipes.compression import (
     rmse_255,
     unpack,
 )
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parent.parent / "docs"

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from sfumato.data import InMemory, as_arrays, open_images
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.job import Places, Task, carry_out
+from sfumato.recipes.evaluation.job import carry_out
 from sfumato.recipes.evaluation.plan import Reference
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.settings import Settings
+from sfumato.recipes.evaluation.task import Places, Task
 
 TABLE = Path(__file__).parent / "results" / "corruptions.md"
 METRICS = ("fd", "kid", "pr", "is", "swd", "tint", "memorisation")

@@ -25,7 +25,8 @@ from sfumato.data.pixels import to_model
 from sfumato.metrics.classifier import Classifier, train_classifier
 from sfumato.metrics.thinning import spread
 from sfumato.recipes.autoguidance import autoguided
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run_config import RunConfig
 from sfumato.recipes.run_data import open_data
 

@@ -24,7 +24,8 @@ from _shared import FrechetScore, Kept, Uint8, machine, setting, write_text
 
 from sfumato.data.pixels import to_model
 from sfumato.metrics.paired import psnr
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 
 RESULTS = Path(__file__).parent / "results"
 PRECISIONS = ("float32", "bfloat16")

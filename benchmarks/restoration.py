@@ -27,7 +27,8 @@ from torch import Tensor
 
 from sfumato.metrics.efficientnet import EfficientNetFeatures, efficientnet_features
 from sfumato.metrics.paired import psnr, ssim
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.restoring import How
 from sfumato.recipes.restoring.names import METHODS
 from sfumato.recipes.run_config import RunConfig

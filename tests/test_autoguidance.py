@@ -21,7 +21,8 @@ from sfumato.noise import F64
 from sfumato.recipes import build
 from sfumato.recipes.autoguidance import autoguided
 from sfumato.recipes.config import Recipe
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.recipes.tuned import load_tuned

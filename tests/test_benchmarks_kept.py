@@ -11,7 +11,7 @@ import pytest
 
 from recipe_helpers import array_file, open_run, small
 from sfumato.data.pixels import pixel_format
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import precision

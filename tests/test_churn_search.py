@@ -19,7 +19,8 @@ from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import Result
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.tuned import load_tuned
 from test_compare import Pooled

@@ -15,8 +15,10 @@ from PIL import Image
 from recipe_helpers import QUIET, array_file, in_memory, open_run, pixels, small
 from sfumato.data.pixels import to_model
 from sfumato.recipes.inputs import read_inputs
-from sfumato.recipes.latents import Flow, completions, deterministic, mixed, progressive, table
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.latent_figures import completions, mixed, progressive
+from sfumato.recipes.latents import Flow, deterministic, table
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.report.grid import image_grid

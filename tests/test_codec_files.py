@@ -29,7 +29,8 @@ from sfumato.recipes.compression import (
 )
 from sfumato.recipes.compression import packing as packing_module
 from sfumato.recipes.inputs import Opening
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 
 Capture = pytest.CaptureFixture[str]
 KINDS = {

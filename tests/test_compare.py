@@ -18,12 +18,13 @@ from sfumato.cli import main
 from sfumato.errors import ConfigError
 from sfumato.noise import karras
 from sfumato.randomness import Purpose, noise_for
-from sfumato.recipes.evaluation import sets
+from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import best_of
 from sfumato.recipes.evaluation.consistency import consistency
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.trials import Trial, ddim_trials, fixed_trials, trials
 from sfumato.recipes.evaluation.truncation import step_errors
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.sampler_config import SamplerConfig
 
 Capture = pytest.CaptureFixture[str]
@@ -75,7 +76,7 @@ def test_every_solver_is_measured_where_it_can_spend_the_calls(
     def never(*arguments: object) -> None:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(sets.Drawn, "_draw", never)
+    monkeypatch.setattr(Drawn, "_draw", never)
     assert main(command(run, features, "--out", str(out))) == 0
     again = json.loads((out / "comparison.json").read_text())
     assert again["results"] == kept["results"]
@@ -85,7 +86,7 @@ def test_the_images_are_those_of_the_sampler_and_the_same_seeds(tmp_path: Path, 
     model = load(run)
     made, _ = trials(model, model.recipe.sampler, ["euler", "heun"], [5])
     assert [(t.name, t.nfe, t.sampler.steps) for t in made] == [("euler", 5, 5), ("heun", 5, 3)]
-    drawn = sets.Drawn(model, 4, sets.Cache(tmp_path), sampler=made[1].sampler)
+    drawn = Drawn(model, 4, Cache(tmp_path), sampler=made[1].sampler)
     own = model.sample(4, sampler=SamplerConfig(solver="heun", steps=3, batch=4))
     assert (drawn.chunk(0) == own).all()
 
@@ -188,7 +189,7 @@ def test_a_consistency_sheet_has_a_column_for_each_number_of_steps(
     assert [row["steps"] for row in rows] == [2, 4, 8]
     assert rows[0]["rmse"] > rows[1]["rmse"] > rows[2]["rmse"] == 0
     model = load(run)
-    sheet = consistency(model, model.recipe.sampler, [2, 8], 3, sets.Cache(tmp_path / "cache"))
+    sheet = consistency(model, model.recipe.sampler, [2, 8], 3, Cache(tmp_path / "cache"))
     own = SamplerConfig(solver="ddim", steps=2, batch=4)
     (drawn,) = model.drawn(range(3), sampler=own)
     assert torch.equal(sheet.images[:, 0], drawn)
@@ -219,19 +220,19 @@ def test_ten_images_are_timed_as_ten_however_many_were_drawn_before(
     tmp_path: Path, run: Path
 ) -> None:
     """The clock counts what was computed: a set half in the cache is not twice as fast."""
-    model, cache = load(run), sets.Cache(tmp_path)
+    model, cache = load(run), Cache(tmp_path)
     sampler = replace(model.recipe.sampler, batch=64)
-    first = sets.Drawn(model, 64, cache, sampler=sampler)
+    first = Drawn(model, 64, cache, sampler=sampler)
     first.piece(0)
     alone = first.seconds_per_image
     assert alone is not None
-    more = sets.Drawn(model, 128, cache, sampler=sampler)
+    more = Drawn(model, 128, cache, sampler=sampler)
     assert more.seconds_per_image == alone
     more.piece(1)
     both = more.seconds_per_image
     assert both is not None
     assert both > alone / 20
-    assert sets.Drawn(model, 10, sets.Cache(tmp_path / "b")).seconds_per_image is None
+    assert Drawn(model, 10, Cache(tmp_path / "b")).seconds_per_image is None
 
 
 def test_a_ladders_solvers_are_those_it_can_walk(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sfumato.cli import main
 from sfumato.errors import CheckpointError, SfumatoError
 from sfumato.processes import Processes
 from sfumato.recipes.config import Recipe
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.training.checkpoint import load_checkpoint

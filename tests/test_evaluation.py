@@ -25,12 +25,15 @@ from sfumato.metrics.thinning import spread
 from sfumato.processes import Processes
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.cache import Cache
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.explain import Truncated
 from sfumato.recipes.evaluation.extractors import extractor_of
-from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
+from sfumato.recipes.evaluation.job import carry_out
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.evaluation.task import Places, of_run, of_sets
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run_config import DataConfig
 
 Capture = pytest.CaptureFixture[str]
@@ -136,31 +139,31 @@ def test_a_share_of_the_work_each_gives_the_same_rows(
 
 
 def test_drawn_images_are_the_models_own_and_are_kept(tmp_path: Path, model: Model) -> None:
-    drawn = sets.Drawn(model, 6, Cache(tmp_path), seed=3)
+    drawn = Drawn(model, 6, Cache(tmp_path), seed=3)
     assert (drawn.chunk(0) == model.sample(6, seed=3)).all()
     with torch.no_grad():
         for p in model.network.parameters():
             p.zero_()
-    fewer = sets.Drawn(model, 4, Cache(tmp_path), seed=3)
+    fewer = Drawn(model, 4, Cache(tmp_path), seed=3)
     assert (fewer.chunk(0) == drawn.chunk(0)[:4]).all()
-    more = sets.Drawn(model, 8, Cache(tmp_path), seed=3)
+    more = Drawn(model, 8, Cache(tmp_path), seed=3)
     assert len(more.chunk(0)) == 8
 
 
 def test_another_sampler_seed_or_checkpoint_is_another_set(tmp_path: Path, model: Model) -> None:
     config = model.recipe.sampler
     described = [
-        sets.Drawn(model, 4, Cache(tmp_path)),
-        sets.Drawn(model, 4, Cache(tmp_path), seed=1),
-        sets.Drawn(model, 4, Cache(tmp_path), sampler=replace(config, steps=2)),
-        sets.Drawn(replace(model, fingerprint="other"), 4, Cache(tmp_path)),
+        Drawn(model, 4, Cache(tmp_path)),
+        Drawn(model, 4, Cache(tmp_path), seed=1),
+        Drawn(model, 4, Cache(tmp_path), sampler=replace(config, steps=2)),
+        Drawn(replace(model, fingerprint="other"), 4, Cache(tmp_path)),
     ]
     assert len({str(one.description) for one in described}) == 4
     assert len(model.fingerprint) == 16
 
 
 def test_truncation_takes_the_level_below(tmp_path: Path, model: Model) -> None:
-    drawn = sets.Drawn(model, 6, Cache(tmp_path))
+    drawn = Drawn(model, 6, Cache(tmp_path))
     exact = (drawn.before_rounding(0).double().clamp(-1, 1) + 1) * 127.5
     cut = Truncated(drawn).chunk(0)
     assert (cut <= exact.numpy()).all()
@@ -180,7 +183,7 @@ def test_a_run_is_evaluated_and_the_second_time_nothing_is_drawn(
     def never(*arguments: Any) -> Any:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(sets.Drawn, "_draw", never)
+    monkeypatch.setattr(Drawn, "_draw", never)
     monkeypatch.setattr(FeatureTable, "_compute", never)
     again = carry_out(of_run(str(run), settings, places), str)
     assert again is not None

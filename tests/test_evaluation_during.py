@@ -14,7 +14,7 @@ from torch import nn
 from recipe_helpers import array_file, break_losses, open_run, pixels, small
 from sfumato.cli import main
 from sfumato.errors import ConfigError
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.run_log import read
 from sfumato.training.history import checkpoints
 

@@ -20,11 +20,12 @@ from sfumato.processes import Processes
 from sfumato.recipes.evaluation import of_features, of_pixels
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.extractors import extractor_of
-from sfumato.recipes.evaluation.job import Places, Task, carry_out, of_sets
+from sfumato.recipes.evaluation.job import carry_out
 from sfumato.recipes.evaluation.plan import Reference
 from sfumato.recipes.evaluation.sets import Stored
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
+from sfumato.recipes.evaluation.task import Places, Task, of_sets
 from sfumato.recipes.run_config import DataConfig
 
 Array = np.ndarray[Any, Any]

@@ -15,10 +15,12 @@ from evaluation_helpers import NHWC, image_folder, pair, pooled_features, rows_o
 from recipe_helpers import pixels
 from sfumato.cli import main
 from sfumato.errors import ConfigError, DataError
-from sfumato.recipes.evaluation import of_features, sets
-from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
+from sfumato.recipes.evaluation import of_features
+from sfumato.recipes.evaluation.drawn import Drawn
+from sfumato.recipes.evaluation.job import carry_out
 from sfumato.recipes.evaluation.outcome import number
 from sfumato.recipes.evaluation.settings import Settings
+from sfumato.recipes.evaluation.task import Places, of_run, of_sets
 from sfumato.recipes.run_config import DataConfig
 from sfumato.report.html import Report
 
@@ -98,7 +100,7 @@ def test_it_is_found_before_anything_is_drawn(
     changes: dict[str, Any],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(sets.Drawn, "_draw", never)
+    monkeypatch.setattr(Drawn, "_draw", never)
     settings = Settings(metrics, **({"n": 4, "features": str(features)} | changes))
     with pytest.raises(Exception, match=reason):
         carry_out(of_run(str(run), settings, Places(tmp_path)), str)
@@ -107,7 +109,7 @@ def test_it_is_found_before_anything_is_drawn(
 def test_a_place_for_statistics_is_checked_before_anything_is_drawn(
     tmp_path: Path, run: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets.Drawn, "_draw", never)
+    monkeypatch.setattr(Drawn, "_draw", never)
     settings = Settings(("fd",), n=4, features=str(features))
     places = Places(tmp_path / "out", save_statistics=tmp_path / "real.npy")
     with pytest.raises(ConfigError, match=r"NAME\.npz"):

@@ -16,13 +16,16 @@ from sfumato.data import open_images
 from sfumato.data.arrays import InMemory
 from sfumato.errors import ConfigError, DataError
 from sfumato.processes import Processes, own_device
+from sfumato.recipes.evaluation import drawn as drawn_module
 from sfumato.recipes.evaluation import sets
 from sfumato.recipes.evaluation.cache import Cache
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.extractors import extractor_of
-from sfumato.recipes.evaluation.job import Places, carry_out, of_run, of_sets
+from sfumato.recipes.evaluation.job import carry_out
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import FeatureTable
-from sfumato.recipes.model import load
+from sfumato.recipes.evaluation.task import Places, of_run, of_sets
+from sfumato.recipes.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +96,10 @@ def test_a_cache_file_cut_short_is_made_again(tmp_path: Path) -> None:
 def test_interrupted_in_the_middle_only_the_rest_is_drawn(
     tmp_path: Path, run: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "PIECE", 4)
-    draw, drawn = sets.Drawn._draw, list[int]()
+    monkeypatch.setattr(drawn_module, "PIECE", 4)
+    draw, drawn = Drawn._draw, list[int]()
 
-    def some(self: sets.Drawn, seeds: range) -> Any:
+    def some(self: Drawn, seeds: range) -> Any:
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(seeds[0])
@@ -108,12 +111,12 @@ def test_interrupted_in_the_middle_only_the_rest_is_drawn(
         assert done is not None
         return rows_of(done[0])["fd"]
 
-    monkeypatch.setattr(sets.Drawn, "_draw", some)
+    monkeypatch.setattr(Drawn, "_draw", some)
     with pytest.raises(KeyboardInterrupt):
         evaluated()
     rest = list[int]()
     monkeypatch.setattr(
-        sets.Drawn, "_draw", lambda self, seeds: rest.append(seeds[0]) or draw(self, seeds)
+        Drawn, "_draw", lambda self, seeds: rest.append(seeds[0]) or draw(self, seeds)
     )
     value = evaluated()
     assert (drawn, rest) == ([0, 4], [8, 12, 16])
@@ -128,10 +131,11 @@ def test_interrupted_in_the_middle_only_the_rest_is_drawn(
 def test_pieces_of_any_size_join_to_the_same_images(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "CHUNK", 7)
-    monkeypatch.setattr(sets, "PIECE", 8)
+    for module in (sets, drawn_module):
+        monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(drawn_module, "PIECE", 8)
     model = load(run)
-    drawn = sets.Drawn(model, 20, Cache(tmp_path), seed=5)
+    drawn = Drawn(model, 20, Cache(tmp_path), seed=5)
     assert drawn.pieces == 3
     joined = np.concatenate([drawn.chunk(i) for i in range(sets.chunk_count(drawn))])
     assert (joined == model.sample(20, seed=5)).all()
@@ -142,14 +146,14 @@ def test_models_in_memory_are_told_apart_by_their_weights_and_recipe(
 ) -> None:
     model = replace(load(run), fingerprint="")
     cache = Cache(tmp_path)
-    first = sets.Drawn(model, 4, cache).description
-    assert sets.Drawn(model, 4, cache).description == first
+    first = Drawn(model, 4, cache).description
+    assert Drawn(model, 4, cache).description == first
     process = replace(model.recipe.process, high=70.0)
     other = replace(model, recipe=replace(model.recipe, process=process))
-    assert sets.Drawn(other, 4, cache).description != first
+    assert Drawn(other, 4, cache).description != first
     with torch.no_grad():
         next(model.network.parameters()).add_(1e-3)
-    assert sets.Drawn(model, 4, cache).description != first
+    assert Drawn(model, 4, cache).description != first
 
 
 def test_features_that_are_not_numbers_are_refused_and_not_kept(
@@ -176,7 +180,7 @@ def test_adding_an_explanation_draws_nothing(
     settings = Settings(("fd",), n=8, features=str(features))
     places = Places(tmp_path / "out")
     assert carry_out(of_run(str(run), settings, places), str) is not None
-    monkeypatch.setattr(sets.Drawn, "_draw", None)
+    monkeypatch.setattr(Drawn, "_draw", None)
     done = carry_out(of_run(str(run), replace(settings, explain=True), places), str)
     assert done is not None
     assert any("truncated" in one.name for one in done[0].explained)

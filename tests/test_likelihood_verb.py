@@ -24,7 +24,7 @@ from sfumato.parameterization import unit_gaussian
 from sfumato.randomness import Noise, derive_seed, noise_for
 from sfumato.recipes import likelihood as work
 from sfumato.recipes.likelihood_page import per_level
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 
 Capture = pytest.CaptureFixture[str]
 

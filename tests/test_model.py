@@ -15,7 +15,8 @@ from recipe_helpers import QUIET, array_file, in_memory, open_run, small
 from sfumato.data.arrays import InMemory
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.recipes.config import NoiseConfig, Recipe
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.training.history import checkpoints

@@ -26,11 +26,12 @@ from sfumato.networks.build import build_network
 from sfumato.networks.config import ADMConfig, NetworkConfig, UNetConfig
 from sfumato.parameterization import edm_preconditioned
 from sfumato.recipes.config import Recipe
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.paired import answered, answers, picked
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
-from sfumato.training.checkpoint import load_weights
+from sfumato.training.named_tensors import load_weights
 
 RNG = np.random.default_rng(5)
 SHAPE = (8, 8)

@@ -17,15 +17,8 @@ from sfumato.report import plots
 from sfumato.report.animation import gif_bytes
 from sfumato.report.grid import display_pixels, image_grid, png_bytes, save_png
 from sfumato.report.html import Report, data_uri
-from sfumato.report.run_page import (
-    ClassRow,
-    FrechetRow,
-    LevelLoss,
-    Neighbours,
-    RunReport,
-    run_page,
-    write_run_report,
-)
+from sfumato.report.run_page import run_page, write_run_report
+from sfumato.report.run_report import ClassRow, FrechetRow, LevelLoss, Neighbours, RunReport
 from sfumato.report.words import duration
 
 RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from rasterio.transform import from_origin
 
 from restore_helpers import FAST, hole, listing, picture, restore, seen, trained
 from sfumato.cli import main
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.restoring import Drawing, How, usual_sampler
 from sfumato.recipes.restoring import drawing as drawing_module
 from sfumato.recipes.restoring.names import METHODS

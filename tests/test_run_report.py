@@ -28,7 +28,7 @@ from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 from sfumato.recipes.run_data import IN_MEMORY
 from sfumato.report.grid import display_pixels
-from sfumato.report.run_page import RunReport
+from sfumato.report.run_report import RunReport
 
 
 class Decoded(InMemory):

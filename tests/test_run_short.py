@@ -14,7 +14,8 @@ from sfumato.recipes.commands import train_command
 from sfumato.recipes.presets import recipe
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
-from sfumato.report.run_page import FrechetRow, RunReport, run_page
+from sfumato.report.run_page import run_page
+from sfumato.report.run_report import FrechetRow, RunReport
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.denoiser import Counted
 from sfumato.errors import ConfigError
 from sfumato.noise import VE, VP, NoiseLevels, linear_betas
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 from sfumato.recipes.sampler_config import SamplerConfig, SolverName
 from sfumato.recipes.samplers import BETWEEN, solver_of, with_evaluations
 from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Multistep

@@ -25,7 +25,7 @@ from sfumato.parameterization import (
     predicts_x0,
 )
 from sfumato.randomness import Noise
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.sampling import sample

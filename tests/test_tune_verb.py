@@ -17,7 +17,7 @@ from sfumato.cli.sampler_options import CommonOptions, SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.noise import F64
 from sfumato.recipes import tuning
-from sfumato.recipes.model import load
+from sfumato.recipes.loading import load
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.recipes.sampler_config import SamplerConfig, SolverTable

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
         unit_gaussian,
     )
     from sfumato.randomness import Noise, noise_for
-    from sfumato.recipes.model import Model, load
+    from sfumato.recipes.loading import load
+    from sfumato.recipes.model import Model
     from sfumato.recipes.presets import recipe
-    from sfumato.recipes.run import train
+    from sfumato.recipes.train import train
     from sfumato.sampling import Step, generate, sample, start_from_prior
     from sfumato.solvers import DDIM, Ancestral, Churn, Euler, Heun
 
@@ -47,7 +48,7 @@ _HOME = {
     "edm_preconditioned": "parameterization",
     "generate": "sampling",
     "karras": "noise",
-    "load": "recipes.model",
+    "load": "recipes.loading",
     "noise_for": "randomness",
     "open_images": "data.sources",
     "open_pairs": "data.pairs",
@@ -60,7 +61,7 @@ _HOME = {
     "sample": "sampling",
     "save_images": "data.save",
     "start_from_prior": "sampling",
-    "train": "recipes.run",
+    "train": "recipes.train",
     "unit_gaussian": "parameterization",
 }
 

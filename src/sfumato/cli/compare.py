@@ -123,7 +123,7 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
     from sfumato.recipes.evaluation import consistency as sheets
     from sfumato.recipes.evaluation import truncation as errors
     from sfumato.recipes.evaluation.cache import Cache
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     model = load(options.run, device=device)
     run = model.run
@@ -153,8 +153,8 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
 def _compare(options: CompareOptions, device: str) -> int:
     from sfumato.recipes.evaluation import compare as work
     from sfumato.recipes.evaluation.comparison import table_of, write_comparison
-    from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.evaluation.task import Places, of_run
 
     settings = Settings(
         ("fd",), n=options.n or 1000, reference_n=options.reference_n, features=options.features,

@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.codec.stack import constriction
     from sfumato.recipes.compression import Effort, check_quality
     from sfumato.recipes.environment import set_threads
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     constriction()
     given = {"levels": options.levels, "streams": options.streams, "search": options.search}

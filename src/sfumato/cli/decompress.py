@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     from sfumato.codec import Container
     from sfumato.codec.stack import constriction
     from sfumato.recipes.compression import check_out, load_profile
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     constriction()
     out = options.out or options.file.with_suffix("")

@@ -101,14 +101,15 @@ def run(arguments: Sequence[str]) -> int:
     if not drawing:
         _check_stored(options, arguments)
     from sfumato.recipes.environment import pick_device, set_threads
-    from sfumato.recipes.evaluation import job
+    from sfumato.recipes.evaluation.job import carry_out
+    from sfumato.recipes.evaluation.task import Places, of_run, of_sets
 
     set_threads(options.threads)
-    places = job.Places(options.out, options.cache, options.stats, options.save_stats)
+    places = Places(options.out, options.cache, options.stats, options.save_stats)
     device = pick_device(options.device)
     asked = _given(arguments, "--metrics")
     if drawing:
-        task = job.of_run(
+        task = of_run(
             paths[0] if options.autoguidance is None else _autoguided(options, device),
             options.settings,
             places,
@@ -122,12 +123,12 @@ def run(arguments: Sequence[str]) -> int:
             asked=asked,
         )
     else:
-        task = job.of_sets(
+        task = of_sets(
             paths[0], paths[1] if len(paths) == 2 else "", options.opening(DataConfig()),
             options.settings, places,
             training=options.training, device=device, asked=asked,
         )  # fmt: skip
-    finished = job.carry_out(task, print)
+    finished = carry_out(task, print)
     if finished is None:
         return 0
     outcome, written = finished
@@ -146,7 +147,7 @@ def run(arguments: Sequence[str]) -> int:
 def _autoguided(options: EvaluateOptions, device: str) -> Model:
     from sfumato.processes import own_device
     from sfumato.recipes.autoguidance import load_autoguided
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
 
     assert options.autoguidance is not None
     model = load(options.paths[0], weights=options.weights or "ema", device=own_device(device))

@@ -104,7 +104,7 @@ def _mixed(options: InterpolateOptions, flow: Flow, columns: int) -> tuple[Tenso
     """Images mixed at noise levels, a row a level."""
     import torch
 
-    from sfumato.recipes.latents import levels_from, mixed
+    from sfumato.recipes.latent_figures import levels_from, mixed
 
     weights = [i / (columns - 1) for i in range(columns)]
     walked = [float(levels_from(flow, sigma)[0]) for sigma in options.level]

@@ -62,7 +62,7 @@ def open_flow(
     """
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.latents import Flow, deterministic, fine_enough
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.recipes.samples import refuse_used
 
     if options.out:

@@ -86,10 +86,11 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     from sfumato.recipes import likelihood as work
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation.cache import Cache
-    from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.evaluation.task import Places, of_run
     from sfumato.recipes.likelihood_page import in_lines, write_likelihood
-    from sfumato.recipes.model import load
+    from sfumato.recipes.likelihood_results import Measured
+    from sfumato.recipes.loading import load
 
     say = print if processes.first else _silent
     set_threads(options.threads)
@@ -132,7 +133,7 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
         say(f"the decoder's deviation, fitted on {sets[-1].name}: {var**0.5:.3g} on [-1, 1]")
     if not options.gap:
         sets = sets[:1]
-    found: list[work.Measured] = []
+    found: list[Measured] = []
     total = sum(map(measurer.total, sets))
     with tqdm(total=total, unit="image", disable=not processes.first) as bar:
         for number, images in enumerate(sets):

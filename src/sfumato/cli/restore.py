@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         "any model of such images, or with one trained on pairs.",
     )
     from sfumato.recipes.environment import pick_device, set_threads
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.recipes.restoring import Drawing, How, Task, usual_sampler
 
     task = Task(

@@ -73,7 +73,7 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
 
     from sfumato.processes import own_device
     from sfumato.recipes.environment import pick_device, set_threads
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.recipes.samples import SampleWriter, refuse_used, shared
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.report.grid import image_grid, save_png
@@ -148,7 +148,8 @@ def _completed(options: SampleOptions, model: Model, sampler: SamplerConfig) -> 
     """Completions of one latent, if asked for; before all else, since it may be refused."""
     if options.share_latent is None:
         return None
-    from sfumato.recipes.latents import Flow, completions
+    from sfumato.recipes.latent_figures import completions
+    from sfumato.recipes.latents import Flow
 
     flow = Flow(model, sampler, options.class_)
     done, sigma = completions(flow, options.seed, options.share_latent, min(options.n, 16))
@@ -157,8 +158,9 @@ def _completed(options: SampleOptions, model: Model, sampler: SamplerConfig) -> 
 
 
 def _progress(options: SampleOptions, model: Model, sampler: SamplerConfig, path: Path) -> None:
+    from sfumato.recipes.latent_figures import progressive
     from sfumato.recipes.latent_files import write_progress
-    from sfumato.recipes.latents import Flow, progressive
+    from sfumato.recipes.latents import Flow
 
     seeds = range(options.seed, options.seed + min(options.n, 8))
     progress = progressive(Flow(model, sampler, options.class_), seeds)

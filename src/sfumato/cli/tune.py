@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.n < 0 or options.n == 1 or min(options.screen, options.best) < 0:
         raise ConfigError("-n, --screen and --best must not be negative, and -n not 1")
     from sfumato.recipes.environment import pick_device, set_threads
-    from sfumato.recipes.model import load
+    from sfumato.recipes.loading import load
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.recipes.tuning import Search
 
@@ -170,8 +170,8 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
     """Search churn for each number of calls, and keep what wins."""
     from sfumato.recipes.evaluation import churn
     from sfumato.recipes.evaluation.cache import Cache
-    from sfumato.recipes.evaluation.job import Places, of_run
     from sfumato.recipes.evaluation.settings import Settings
+    from sfumato.recipes.evaluation.task import Places, of_run
     from sfumato.recipes.sampler_config import with_solver
     from sfumato.recipes.samplers import with_evaluations
     from sfumato.recipes.tuned import Tuned, load_tuned, save_tuned

@@ -169,7 +169,8 @@ class Batches(Iterator[Batch]):
         first, length = start + self._mine.start, len(self._mine)
         index, mirror = stream(len(self._images), self._seed, first, length)
         raw, used = self._reader.read(index)
-        return self._finish(_batch(self._images, raw, used, self._labels), mirror)
+        pixels, inputs = split(self._images, raw)
+        return self._finish(batch_of(self._images, pixels, inputs, used, self._labels), mirror)
 
     def _finish(self, batch: Batch, mirror: NDArray[np.bool_]) -> Batch:
         """Mirror the images that are to be, and put the batch where a GPU copies from."""
@@ -190,18 +191,26 @@ def one_pass(images: Images, batch_size: int, *, labels: bool = False) -> Iterat
 
     def make(index: NDArray[np.int64]) -> Batch:
         raw, used = reader.read(index)
-        return _batch(images, raw, used, labels)
+        return batch_of(images, *split(images, raw), used, labels)
 
     parts = chunks(len(images), batch_size)
     yield from map(make, parts) if images.resident else in_threads(make, parts, ahead=2)
 
 
-def _batch(images: Images, raw: NDArray[Any], index: NDArray[np.int64], labels: bool) -> Batch:
-    """A batch of what a reader of `records(images)` gave."""
-    pixels, inputs = split(images, raw)
+def batch_of(
+    images: Images,
+    raw: NDArray[Any],
+    inputs: NDArray[Any] | None,
+    index: NDArray[np.int64],
+    labels: bool,
+) -> Batch:
+    """A batch of raw images [B, C, H, W] of a set, those at `index`; of pairs, with their inputs.
+
+    labels: with the classes of these images, where the set has them.
+    """
     classes = images.labels[index] if labels and images.labels is not None else None
     return Batch(
-        to_model(pixels, images.format),
+        to_model(raw, images.format),
         None if classes is None else torch.from_numpy(classes),
         torch.from_numpy(index),
         None if images.inputs is None or inputs is None else to_model(inputs, images.inputs.format),

@@ -8,7 +8,8 @@ from pathlib import Path
 from sfumato.errors import ConfigError
 from sfumato.guidance import covers, in_words
 from sfumato.recipes import build
-from sfumato.recipes.model import Model, load
+from sfumato.recipes.loading import load
+from sfumato.recipes.model import Model
 
 
 def autoguided(model: Model, weaker: Model) -> Model:

@@ -19,7 +19,8 @@ from sfumato.files import write_bytes, write_text
 from sfumato.latents import RoundTrip
 from sfumato.recipes.environment import describe
 from sfumato.recipes.inputs import save_array
-from sfumato.recipes.latents import Flow, Progress, TableRow, mean_square
+from sfumato.recipes.latent_figures import Progress
+from sfumato.recipes.latents import Flow, TableRow, mean_square
 from sfumato.report.animation import gif_bytes
 from sfumato.report.grid import image_grid, save_png
 

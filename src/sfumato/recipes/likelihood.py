@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -32,7 +31,9 @@ from sfumato.processes import Processes
 from sfumato.randomness import Noise, derive_seed
 from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.sets import CHUNK, Drawn, ImageSet, Stored, pixels
+from sfumato.recipes.evaluation.drawn import Drawn
+from sfumato.recipes.evaluation.sets import CHUNK, ImageSet, Stored, pixels
+from sfumato.recipes.likelihood_results import Measured
 from sfumato.recipes.model import Model
 from sfumato.solvers import Adaptive
 
@@ -69,51 +70,6 @@ class Asked:
             )
         if not self.tolerance > 0:
             raise ConfigError(f"--tolerance must be above 0, not {self.tolerance}")
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Bits per dimension: the mean over n images and its 95 % confidence interval's half width."""
-
-    bits: float
-    half_width: float
-    n: int
-
-    @classmethod
-    def of(cls, bits: Tensor) -> Mean:
-        """Of each image's, [n]."""
-        error = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-        return cls(float(bits.mean()), 1.96 * error, len(bits))
-
-    def __str__(self) -> str:
-        return f"{self.bits:.4f} ± {self.half_width:.4f}"
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """One set of images: the bound's terms, and the flow's bits [m] of the first of them."""
-
-    name: str
-    bound: Bound
-    flow: Tensor
-    flow_calls: float
-    """Network calls the flow took."""
-    names: tuple[str, ...] = ()
-    """Of the images, as their files or places in an array are named."""
-
-    def rows(self) -> dict[str, Mean]:
-        """The numbers worth printing."""
-        d = self.bound.dimensions
-        made = {
-            "bound": Mean.of(self.bound.bits_per_dim),
-            "  prior": Mean.of(bits_per_dim(self.bound.prior, d)),
-            "  levels": Mean.of(bits_per_dim(self.bound.levels.sum(1), d)),
-            "  decoder": Mean.of(bits_per_dim(self.bound.decoder, d)),
-        }
-        if len(self.flow):
-            made["flow"] = Mean.of(self.flow)
-            made["bound of the same images"] = Mean.of(self.bound.bits_per_dim[: len(self.flow)])
-        return made
 
 
 class Measurer:

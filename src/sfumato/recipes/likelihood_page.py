@@ -19,7 +19,7 @@ from sfumato.errors import MissingExtraError
 from sfumato.files import write_bytes, write_text
 from sfumato.likelihood import Bound, rate_distortion
 from sfumato.noise import F64
-from sfumato.recipes.likelihood import Measured
+from sfumato.recipes.likelihood_results import Measured
 from sfumato.report import plots
 from sfumato.report.html import Report
 

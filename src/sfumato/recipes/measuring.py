@@ -12,7 +12,7 @@ from sfumato.metrics.features import FeatureExtractor, extract
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.metrics.memorisation import MemorisationTest, memorisation_test, nearest
 from sfumato.recipes.real_images import RealImages
-from sfumato.report.run_page import ClassRow, FrechetRow, Neighbours
+from sfumato.report.run_report import ClassRow, FrechetRow, Neighbours
 
 
 def frechet(

@@ -1,8 +1,7 @@
-"""A trained model loaded from a run or checkpoint: everything a verb needs, from its path alone."""
+"""A trained model: its network with all that is needed to draw images from it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +20,12 @@ from sfumato.networks.base import Network
 from sfumato.networks.graphed import Graphed
 from sfumato.parameterization import Adapted
 from sfumato.protocols import Denoiser, Solver
-from sfumato.randomness import derive_seed
 from sfumato.recipes import build
+from sfumato.recipes.class_names import class_index, classes_for
 from sfumato.recipes.config import Recipe
-from sfumato.recipes.environment import tune_device
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.recipes.samplers import solver_of
-from sfumato.recipes.toml import from_toml
 from sfumato.sampling import generate
-from sfumato.training.checkpoint import DESCRIPTION, load_checkpoint, load_weights
-from sfumato.training.history import latest_checkpoint
 from sfumato.training.precision import Precision
 
 RawImages = NDArray[np.generic]
@@ -119,13 +114,7 @@ class Model:
 
         None for a model without classes; ConfigError where such a one is asked for a class.
         """
-        if not self.classes:
-            if name is not None:
-                raise ConfigError("this model was trained without classes: train with --classes")
-            return None
-        if name is not None:
-            return [self.class_index(name)] * len(seeds)
-        return [derive_seed(seed, "class") % len(self.classes) for seed in seeds]
+        return classes_for(self.classes, seeds, name)
 
     def labels_for(self, seeds: Sequence[int], name: str | None) -> Tensor | None:
         """Return `classes_for` as one-hot labels [n, K]."""
@@ -298,64 +287,3 @@ def _guided(given: Denoiser, free: Denoiser, config: SamplerConfig) -> Denoiser:
 def _padded(rows: Tensor, count: int) -> Tensor:
     """Return rows [n, ...] with the last one repeated to `count`."""
     return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
-
-
-def class_index(classes: Sequence[str], name: str) -> int:
-    """Return the index of a class given by name (case aside) or number."""
-    folded = [known.casefold() for known in classes]
-    if name.casefold() in folded:
-        return folded.index(name.casefold())
-    if name.isdecimal() and int(name) < len(classes):
-        return int(name)
-    close = difflib.get_close_matches(name.casefold(), folded, 1)
-    hint = f"did you mean {classes[folded.index(close[0])]!r}? " if close else ""
-    raise ConfigError(f"unknown class {name!r}; {hint}known: {', '.join(classes)}")
-
-
-def load(path: str | Path, *, weights: str = "ema", device: str = "cpu") -> Model:
-    """Load a run (its newest valid checkpoint) or one checkpoint folder.
-
-    `weights` is "ema" (the moving average, for sampling) or "network" (the raw ones).
-    Raises CheckpointError where there is none, or it is damaged or of another version, and
-    ValueError for other weights.
-    """
-    if weights not in ("ema", "network"):
-        raise ValueError(f'weights are "ema" (the average) or "network", not {weights!r}')
-    tune_device(device)
-    where, notes = Path(path), ()
-    if not (where / DESCRIPTION).is_file():
-        latest = latest_checkpoint(where)
-        where, notes = latest.path, latest.skipped
-    checkpoint = load_checkpoint(where, training=weights != "ema")
-    tensors = checkpoint.ema if weights == "ema" else checkpoint.network
-    assert tensors is not None
-    about = checkpoint.describe
-    recipe = from_toml(about["recipe"])
-    form = PixelFormat.from_toml(about["data"]["format"])
-    classes = tuple(about["data"].get("classes", ()))
-    told = about["data"].get("condition")
-    condition = None if told is None else PixelFormat.from_toml(told)
-    network = build.network_of(
-        recipe,
-        form.shape,
-        len(classes),
-        condition=condition.channels if condition else 0,
-        device=device,
-    )
-    load_weights(network, tensors, where)
-    network.eval().requires_grad_(False)
-    precision = Precision(**about["precision"])
-    precision.apply(network)
-    return Model(
-        recipe,
-        network,
-        form,
-        classes,
-        where,
-        checkpoint.images,
-        weights,
-        str(precision),
-        notes,
-        checkpoint.hash_of("ema" if weights == "ema" else "network"),
-        condition,
-    )

@@ -25,7 +25,8 @@ from sfumato.recipes.paired import answered, picked
 from sfumato.recipes.preview import preview_sampler
 from sfumato.recipes.real_images import RealImages, spread
 from sfumato.recipes.toml import to_toml
-from sfumato.report.run_page import LevelLoss, RunReport, write_run_report
+from sfumato.report.run_page import write_run_report
+from sfumato.report.run_report import LevelLoss, RunReport
 from sfumato.sampling import sample, start_from_prior
 from sfumato.training.noise_sampling import LogNormal
 from sfumato.training.statistics import fits_badly, suggest_log_normal

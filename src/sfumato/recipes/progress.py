@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from sfumato.report.words import duration
 from sfumato.training.loop import Record
 from sfumato.training.optimizer import Decay
 
@@ -27,6 +30,15 @@ class Progress:
         self.seconds += record.seconds
         self.waited += record.waited
 
+    def describe(self) -> dict[str, float]:
+        """Return what a checkpoint says of it, beside its images."""
+        return {"seconds": self.seconds, "waited": self.waited}
+
+    def go_on(self, images: int, described: Mapping[str, Any]) -> None:
+        """Put it where a checkpoint of so many images says it was."""
+        self.images = images
+        self.seconds, self.waited = described["seconds"], described.get("waited", 0.0)
+
     @property
     def share(self) -> float:
         """0 at the start, 1 at the end."""
@@ -42,6 +54,15 @@ class Progress:
     def waited_share(self) -> float:
         """Share of the time that training waited for data, 0 to 1."""
         return self.waited / self.seconds if self.seconds else 0.0
+
+    def end(self) -> str:
+        """What to say of a run with nothing left to train: why, and what trains it on."""
+        if self.images >= self.total_images:
+            return f"is finished ({self.images:,} images): to train on, give a larger --images"
+        return (
+            f"was already trained for {duration(self.seconds)}: nothing to do, for --minutes "
+            f"{self.limit_seconds / 60:g} is the total over all sessions; give a larger one"
+        )
 
 
 class Every:

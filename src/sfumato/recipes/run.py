@@ -1,27 +1,25 @@
-"""A training run: its folder, log, sample grids, checkpoints and resumption, around the loop."""
+"""A training run: its folder, log, checkpoints and resumption, around the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sfumato.data.images import Images
 from sfumato.data.loader import Batches
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
-from sfumato.processes import Processes, joined, meeting, own_device
-from sfumato.recipes.config import Recipe
+from sfumato.processes import Processes, meeting, own_device
 from sfumato.recipes.environment import pick_device, set_threads, tune_device
 from sfumato.recipes.model import Model
 from sfumato.recipes.plan import decay_of, plan_of
-from sfumato.recipes.preview import Preview, Watcher, check_samplers
-from sfumato.recipes.progress import Every, FittedDecay, Progress
-from sfumato.recipes.run_config import Arithmetic, Bookkeeping, RunConfig
+from sfumato.recipes.preview import check_samplers
+from sfumato.recipes.progress import FittedDecay, Progress
+from sfumato.recipes.run_config import Arithmetic, RunConfig
 from sfumato.recipes.run_data import (
     check_sets,
-    data_config,
     open_data,
     open_to_measure,
     remark,
@@ -30,59 +28,17 @@ from sfumato.recipes.run_data import (
 )
 from sfumato.recipes.run_log import RunLog, Unwritten
 from sfumato.recipes.run_network import NetworkMaker
-from sfumato.recipes.run_saving import CONFIG, Begun, Saver, read_begun, refuse_taken
-from sfumato.recipes.run_team import agreed, check_same, gathered, team_of, voices
+from sfumato.recipes.run_saving import CONFIG, Begun, Saver, Say, read_begun, refuse_taken
+from sfumato.recipes.run_team import Average, agreed, check_same, team_of, voices
+from sfumato.recipes.run_watching import Watching
 from sfumato.recipes.toml import to_toml
-from sfumato.report.words import duration
 from sfumato.training.checkpoint import Checkpoint, expect_same, restore
 from sfumato.training.guard import TrainingError
 from sfumato.training.loop import Record
 from sfumato.training.loop import train as train_steps
 from sfumato.training.state import TrainState
 
-if TYPE_CHECKING:
-    from sfumato.recipes.evaluation.during import Evaluation
-
-_PREVIEWS = 5
 REPORT = "report.html"
-
-Say = Callable[[str], None]
-
-
-def train(
-    recipe: Recipe,
-    images: Images,
-    folder: str | Path,
-    *,
-    minutes: float = 0.0,
-    test: Images | None = None,
-    resume: bool = False,
-    report: bool = True,
-    say: Say | None = None,
-) -> Iterator[Record]:
-    """Train on images to a run folder, yielding a record a step; classes are learned if labelled.
-
-    Ends after recipe.images images, or `minutes` minutes if that comes first, and then writes
-    report.html. Closing the iterator saves a checkpoint, from which resume=True goes on, as
-    `sfumato train --resume` does for images of `open_images`. `say` is told what is worth knowing,
-    such as print. In a script that torchrun started, all its processes train together. Raises
-    ConfigError where the folder is taken.
-    """
-    bookkeeping = Bookkeeping(minutes=minutes, report=report)
-    config = RunConfig(recipe, data_config(images, test), bookkeeping)
-    with joined(device=pick_device(bookkeeping.device)) as processes:
-        run = Run.open(
-            config,
-            Path(folder),
-            resume=resume,
-            images=images,
-            test=test,
-            say=say,
-            processes=processes,
-        )
-        yield from run.steps()
-        if report:
-            run.write_report()
 
 
 class Run:
@@ -149,7 +105,10 @@ class Run:
         log = RunLog if processes.first else Unwritten
         self.log = log(folder, config.run.log_every, self.say)
         self.position = self._ahead = 0
-        self._gathered: Network | None = None
+        self._average = Average(
+            self.state, self.team, processes, lambda: self._maker.network(self.device),
+            self.precision,
+        )  # fmt: skip
 
     @classmethod
     def open(
@@ -231,8 +190,7 @@ class Run:
                 **({"condition": self.condition.to_toml()} if self.condition else {}),
             },
             "precision": asdict(self.precision),
-            "seconds": self.progress.seconds,
-            "waited": self.progress.waited,
+            **self.progress.describe(),
             "window": self.log.window,
         }
 
@@ -240,7 +198,7 @@ class Run:
         """Return the model as it is now, with the averaged weights."""
         return Model(
             self.recipe,
-            self._gathered or cast(Network, self.state.ema.network),
+            self._average.network,
             self.images_set.format,
             self.classes,
             self.folder / "checkpoints" / f"{self.state.step:08d}",
@@ -267,8 +225,10 @@ class Run:
         saver = Saver(
             self.folder, self.state, run, self.describe, self.say, self.position, processes
         )
-        measuring = self._measuring() if processes.first else None
-        watchers = [*self._watchers(), *([measuring] if measuring else [])]
+        watching = Watching(
+            self.folder, self.config, self.images_set, self.test_set, self.log, self.progress,
+            self.say, processes,
+        )  # fmt: skip
         steps = train_steps(self.state, batches, self.plan, self.recipe.images, team=self.team)
         together = True  # whether all processes leave alike
         several = meeting(several=processes.count > 1)
@@ -278,10 +238,8 @@ class Run:
                     record, self.interrupted = agreed(processes, step, self._wished)
                     self._note(record, batches)
                     saver.note(self.position)
-                    if record.rolled_back and measuring:
-                        measuring.forget_after(record.step)
-                    self._watch(watchers, record)
-                    saver.best = measuring.best_step if measuring else None
+                    watching.after(record, self.model, self._average)
+                    saver.best = watching.best_step
                     yield record
                     saver.after(record)
                     if self.finished or (self.interrupted and not record.skipped):
@@ -291,9 +249,8 @@ class Run:
                 self.position = batches.position - self._ahead
                 self.log.go_back(self.state.step)
                 saver.note(self.position)
-                if measuring:
-                    measuring.forget_after(self.state.step)
-                    saver.best = measuring.best_step
+                watching.forget_after(self.state.step)
+                saver.best = watching.best_step
                 raise
             except BaseException as error:
                 together = isinstance(error, GeneratorExit)
@@ -307,7 +264,7 @@ class Run:
 
         The first process does it; the others return when they are not needed any more.
         """
-        self._gather()
+        self._average.gather()
         if not self.processes.first:
             return self.folder / REPORT
         from sfumato.recipes.page import write_page
@@ -319,67 +276,13 @@ class Run:
         expect_same(checkpoint, self.describe()["data"], "data")
         restore(self.state, checkpoint)
         self.position = checkpoint.position
-        self.progress.images = checkpoint.images
-        self.progress.seconds = checkpoint.describe["seconds"]
-        self.progress.waited = checkpoint.describe.get("waited", 0.0)
+        self.progress.go_on(checkpoint.images, checkpoint.describe)
         lacks_report = self.config.run.report and not (self.folder / REPORT).exists()
         if self.finished and not lacks_report:
-            raise ConfigError(f"{self.folder} {self._done()}")
+            raise ConfigError(f"{self.folder} {self.progress.end()}")
         self.log.resume(checkpoint.step, checkpoint.describe["window"])
         if not self.finished:
             self.say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")
-
-    def _done(self) -> str:
-        """What to say where nothing is left to train."""
-        if self.images >= self.recipe.images:
-            return f"is finished ({self.images:,} images): to train on, give a larger --images"
-        return (
-            f"was already trained for {duration(self.seconds)}: nothing to do, for --minutes "
-            f"{self.config.run.minutes:g} is the total over all sessions; give a larger one"
-        )
-
-    def _watchers(self) -> list[Watcher]:
-        """What looks at the model from time to time, in the first process."""
-        if not self.processes.first:
-            return []
-        previews = Every(self.config.run.sample_every, _PREVIEWS, self.progress.share)
-        source = self.test_set or self.images_set
-        return [Preview(self.folder, self.recipe, self.log, previews, source)]
-
-    def _measuring(self) -> Evaluation | None:
-        """What measures the Fréchet distance while training, where that is asked for."""
-        run = self.config.run
-        if not run.eval_every:
-            return None
-        from sfumato.recipes.evaluation.during import Evaluation
-
-        return Evaluation.of_run(
-            self.folder, run, self.images_set, self.test_set, self.log, self.progress, self.say
-        )
-
-    def _watch(self, watchers: list[Watcher], record: Record) -> None:
-        if record.skipped or record.rolled_back:
-            return  # Weights of an earlier step: nothing new to see, and nothing that is saved.
-        due = [w for w in watchers if w.every.due(record.step, self.progress.share)]
-        if self.team.sharded and self.processes.from_first(lambda: bool(due)):
-            self._gather()
-        for watcher in due:
-            try:
-                watcher.look(self.model(), record.step)
-            except (OSError, ValueError, FloatingPointError) as error:
-                name = type(watcher).__name__.lower()
-                self.say(f"warning: no {name} at image {record.images:,}: {error}")
-        self._gathered = None
-
-    def _gather(self) -> None:
-        """Bring the average together in the first process, where each holds a part of it."""
-        if not self.team.sharded:
-            return
-        average = self.state.ema.network
-        whole = gathered(average, self.processes, lambda: self._maker.network(self.device))
-        if whole is not None:
-            self.precision.apply(whole)
-        self._gathered = whole
 
     def _note(self, record: Record, batches: Batches) -> None:
         """Write down what a step did."""

@@ -1,12 +1,12 @@
-"""What the processes of a run have to agree on: before the first step, and after each."""
+"""What the processes of a run agree on, before the first step and after each, and gather."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import cast
 
 import torch
-from torch import nn
 
 from sfumato.data.images import Images
 from sfumato.errors import ConfigError, DataError
@@ -16,7 +16,9 @@ from sfumato.recipes.environment import describe
 from sfumato.recipes.run_config import RunConfig
 from sfumato.recipes.toml import difference
 from sfumato.training.loop import Record
+from sfumato.training.precision import Precision
 from sfumato.training.sharded import fill, full
+from sfumato.training.state import TrainState
 from sfumato.training.team import Team
 
 
@@ -104,14 +106,43 @@ def _silent(text: str) -> None:
     del text
 
 
-def gathered(
-    parted: nn.Module, processes: Processes, make: Callable[[], Network]
-) -> Network | None:
-    """Return a whole network with the weights that the processes hold parts of, in the first."""
-    whole = make() if processes.first else None
-    targets = {} if whole is None else whole.state_dict()
-    for name, tensor in parted.state_dict().items():
-        value = full(tensor)
+class Average:
+    """A run's averaged network, brought together in the first process where each holds a part.
+
+    `parted`: whether each does, so that it must be gathered before it is used.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        team: Team,
+        processes: Processes,
+        make: Callable[[], Network],
+        precision: Precision,
+    ) -> None:
+        self._state, self.parted, self._processes = state, team.sharded, processes
+        self._make, self._precision = make, precision
+        self._whole: Network | None = None
+
+    @property
+    def network(self) -> Network:
+        """It as it is now, or the whole one that was gathered last."""
+        return self._whole or cast(Network, self._state.ema.network)
+
+    def gather(self) -> None:
+        """Bring the parts together, where there are such; all processes do it at once."""
+        if not self.parted:
+            return
+        whole = self._make() if self._processes.first else None
+        targets = {} if whole is None else whole.state_dict()
+        for name, tensor in self._state.ema.network.state_dict().items():
+            value = full(tensor)
+            if whole is not None:
+                fill(targets[name], value)
         if whole is not None:
-            fill(targets[name], value)
-    return None if whole is None else whole.eval().requires_grad_(False)
+            self._precision.apply(whole.eval().requires_grad_(False))
+        self._whole = whole
+
+    def release(self) -> None:
+        """Forget the whole one."""
+        self._whole = None

@@ -17,22 +17,29 @@ from pathlib import Path
 from typing import Any, cast
 
 import tomli_w
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.processes import Processes
 from sfumato.training.loss_aware import LossHistory
+from sfumato.training.named_tensors import (
+    SMALL,
+    all_tensors,
+    history_of,
+    load_optimizer,
+    load_weights,
+    part_of,
+    statistics_of,
+    training_tensors,
+)
 from sfumato.training.parts import fill_from_parts, read_parts, write_parts
-from sfumato.training.sharded import fill, moments_of, start_moments
+from sfumato.training.sharded import start_moments
 from sfumato.training.state import TrainState
 from sfumato.training.statistics import LevelStatistics
 from sfumato.training.storage import FolderWriter, read_tensors, to_bytes
 
 FORMAT = 1
-_LATER = "direct."
 DESCRIPTION = "checkpoint.toml"
-_SMALL = ("statistics.", "history.")
 
 
 class OtherFormatError(CheckpointError):
@@ -90,7 +97,7 @@ def save_checkpoint(
     if state.sharded:
         if processes is None or weights_only:
             raise ValueError("a sharded state is saved whole, by all its processes")
-        tensors = _all_tensors(state)
+        tensors = all_tensors(state)
         write_parts(target, tensors, _about(state, describe, position) | {"parts": True}, processes)
         return target
     folder: FolderWriter | None = None
@@ -133,14 +140,14 @@ def load_checkpoint(path: Path, *, training: bool, parts: bool = False) -> Check
 
 def _in_parts(path: Path, about: dict[str, Any], training: bool, parts: bool) -> Checkpoint:
     wanted = (
-        _SMALL if parts else ("ema.", "network.", "optimizer.", *_SMALL) if training else ("ema.",)
+        SMALL if parts else ("ema.", "network.", "optimizer.", *SMALL) if training else ("ema.",)
     )
     found = read_parts(path, about["files"], wanted, verify=not parts)
     tensors = {"ema": part_of(found, "ema.")}
     if training:
         tensors["network"] = part_of(found, "network.")
         tensors["training"] = {
-            k: t for k, t in found.items() if k.startswith((*_SMALL, "optimizer."))
+            k: t for k, t in found.items() if k.startswith((*SMALL, "optimizer."))
         }
     return replace(_loaded(path, about, tensors, training), unread=parts)
 
@@ -159,8 +166,8 @@ def _loaded(
         ema=tensors["ema"],
         network=tensors.get("network"),
         optimizer=part_of(rest, "optimizer.") if training else None,
-        statistics=_statistics(rest, about["statistics"]) if training else None,
-        history=_history(rest),
+        statistics=statistics_of(rest, about["statistics"]) if training else None,
+        history=history_of(rest),
         hashes={name: file["blake2b"] for name, file in files.items()},
     )
 
@@ -218,37 +225,15 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.path} was loaded for sampling; use training=True")
     if checkpoint.unread:
         start_moments(state.optimizer)
-        kept = {k: t for k, t in _all_tensors(state).items() if not k.startswith(_SMALL)}
+        kept = {k: t for k, t in all_tensors(state).items() if not k.startswith(SMALL)}
         fill_from_parts(checkpoint.path, kept)
     else:
         load_weights(state.network, checkpoint.network, checkpoint.path)
         load_weights(state.ema.network, checkpoint.ema, checkpoint.path)
-        _load_optimizer(state, checkpoint.optimizer)
+        load_optimizer(state, checkpoint.optimizer)
     state.statistics, state.history = checkpoint.statistics, checkpoint.history
     state.step, state.images = checkpoint.step, checkpoint.images
     state.retry = checkpoint.retry
-
-
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy tensors into a network; CheckpointError where names or shapes differ, naming them."""
-    own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    # Networks of pairs had no such map at first, which is the same as one of zeros.
-    tensors = {
-        **{n: torch.zeros(s) for n, s in own.items() if n.startswith(_LATER) and n not in tensors},
-        **tensors,
-    }
-    saved = {name: tuple(t.shape) for name, t in tensors.items()}
-    if own == saved:
-        for name, tensor in network.state_dict().items():
-            fill(tensor, tensors[name])
-        return
-    wrong = [n for n in own if saved.get(n) != own[n]] + [n for n in saved if n not in own]
-    name = wrong[0]
-    raise CheckpointError(
-        f"{path} belongs to another network: {len(wrong)} tensors differ, for example '{name}' is "
-        f"{saved.get(name, 'absent')} in the checkpoint and {own.get(name, 'absent')} here; "
-        f"build the network from the checkpoint's own description"
-    )
 
 
 def _write(
@@ -262,7 +247,7 @@ def _write(
     if not weights_only:
         network = to_bytes(state.network.state_dict())
         files["network"] = folder.write("network.safetensors", network)
-        rest = _training_tensors(state)
+        rest = training_tensors(state)
         files["training"] = folder.write("training.safetensors", to_bytes(rest))
     about = _about(state, describe, position) | {"files": files}
     folder.write(DESCRIPTION, tomli_w.dumps(about).encode())
@@ -281,64 +266,3 @@ def _about(state: TrainState, describe: Mapping[str, Any], position: int) -> dic
         },
         "describe": dict(describe),
     }
-
-
-def _training_tensors(state: TrainState) -> dict[str, Tensor]:
-    """What only training needs: the optimizer's state by names, the losses by level."""
-    moments = moments_of(state.optimizer, state.network)
-    rest = {f"optimizer.{name}": tensor for name, tensor in moments.items()}
-    rest["statistics.borders"] = state.statistics.borders
-    rest["statistics.sums"] = state.statistics.sums
-    if state.history is not None:
-        rest["history.values"] = state.history.values
-        rest["history.counts"] = state.history.counts
-    return rest
-
-
-def _all_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Everything, parts where it is sharded, under one set of names."""
-    network = {f"network.{name}": t for name, t in state.network.state_dict().items()}
-    ema = {f"ema.{name}": t for name, t in state.ema.network.state_dict().items()}
-    return {**network, **ema, **_training_tensors(state)}
-
-
-def _statistics(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> LevelStatistics:
-    return LevelStatistics(
-        tensors["statistics.borders"],
-        tensors["statistics.sums"],
-        about["sigma_data"],
-        about["memory_images"],
-    )
-
-
-def _history(tensors: Mapping[str, Tensor]) -> LossHistory | None:
-    if "history.values" not in tensors:
-        return None
-    return LossHistory(tensors["history.values"], tensors["history.counts"])
-
-
-def _trained(network: nn.Module) -> list[str]:
-    """Names of the parameters in the optimizer's order."""
-    return [name for name, p in network.named_parameters() if p.requires_grad]
-
-
-def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
-    if state.sharded:
-        if not tensors:  # Nothing was learned yet.
-            return
-        start_moments(state.optimizer)
-        for name, moment in moments_of(state.optimizer, state.network).items():
-            fill(moment, tensors[name])
-        return
-    place = {name: index for index, name in enumerate(_trained(state.network))}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, what = key.rsplit(".", 1)
-        moments.setdefault(place[name], {})[what] = tensor
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return what begins with a prefix, without it."""
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

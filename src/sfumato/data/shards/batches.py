@@ -6,12 +6,10 @@ import threading
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sfumato.data.images import UnreadableImageError, check_share
-from sfumato.data.loader import Batch, Batches
-from sfumato.data.pixels import to_model
+from sfumato.data.loader import Batch, Batches, batch_of
 from sfumato.data.shards.images import ShardImages
 from sfumato.data.shards.order import Order
 from sfumato.data.shards.table import ShardError
@@ -103,7 +101,7 @@ class ShardBatches(Batches):
                         shard[place] = self._order.after(int(places.epoch[place]), int(number))
                     inside[here] %= images.counts[shard[here]]
         index = images.starts[shard] + inside
-        return self._finish(self._batch(raw, inputs, index), places.mirror)
+        return self._finish(batch_of(images, raw, inputs, index, self._labels), places.mirror)
 
     def _read(
         self,
@@ -140,17 +138,3 @@ class ShardBatches(Batches):
             self._broken[index] = complaint
             found = tuple(self._broken.values())
         check_share(found, len(self._shards), self._shards.source)
-
-    def _batch(
-        self, raw: NDArray[Any], inputs: NDArray[Any] | None, index: NDArray[np.int64]
-    ) -> Batch:
-        images, classes = self._shards, None
-        if self._labels and images.labels is not None:
-            classes = torch.from_numpy(np.array(images.labels[index], np.int64))
-        given = images.input_side
-        return Batch(
-            to_model(raw, images.format),
-            classes,
-            torch.from_numpy(index),
-            None if inputs is None or given is None else to_model(inputs, given.format),
-        )

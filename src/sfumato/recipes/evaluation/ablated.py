@@ -16,13 +16,15 @@ from sfumato.processes import Processes
 from sfumato.recipes.ablations import Ablation, Cell
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import compare
-from sfumato.recipes.evaluation.job import Places, of_run
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.outcome import number
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet, pixels
+from sfumato.recipes.evaluation.sets import ImageSet, pixels
 from sfumato.recipes.evaluation.settings import Settings
+from sfumato.recipes.evaluation.task import Places, of_run
 from sfumato.recipes.evaluation.trials import Trial
 from sfumato.recipes.evaluation.workbench import Workbench
-from sfumato.recipes.likelihood import Asked, Mean, Measurer
+from sfumato.recipes.likelihood import Asked, Measurer
+from sfumato.recipes.likelihood_results import Mean
 from sfumato.recipes.model import Model
 from sfumato.report import plots
 from sfumato.report.grid import image_grid, png_bytes

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from sfumato.processes import Processes
 from sfumato.recipes.evaluation.cache import Cache
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.of_features import frechet
 from sfumato.recipes.evaluation.outcome import number
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet, check_alike
+from sfumato.recipes.evaluation.sets import ImageSet, check_alike
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.trials import Trial as Trial
 from sfumato.recipes.evaluation.workbench import Workbench

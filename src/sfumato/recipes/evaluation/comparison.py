@@ -13,8 +13,9 @@ import torch
 from sfumato.errors import MissingExtraError
 from sfumato.files import write_bytes
 from sfumato.recipes.evaluation.compare import Result
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.outcome import number
-from sfumato.recipes.evaluation.sets import Drawn, pixels
+from sfumato.recipes.evaluation.sets import pixels
 from sfumato.report import plots
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Picture, Report

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sfumato.errors import ConfigError
 from sfumato.files import write_bytes
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.sets import Drawn
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.model import Model
 from sfumato.recipes.sampler_config import SamplerConfig, plain, sub_sequence
 from sfumato.report.grid import image_grid, save_png

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.metrics.frechet import FeatureStatistics, frechet_distance
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.extractors import RESIZES
 from sfumato.recipes.evaluation.plan import Reference
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet
+from sfumato.recipes.evaluation.sets import ImageSet
 from sfumato.recipes.evaluation.table import FeatureTable
 from sfumato.recipes.evaluation.workbench import Workbench
 

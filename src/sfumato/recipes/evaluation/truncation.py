@@ -18,7 +18,7 @@ from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise
 from sfumato.recipes import build
 from sfumato.recipes.evaluation.cache import Cache
-from sfumato.recipes.evaluation.sets import Drawn
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.model import Model
 from sfumato.recipes.sampler_config import SamplerConfig, plain
 from sfumato.report import plots

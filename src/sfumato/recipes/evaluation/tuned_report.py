@@ -22,9 +22,10 @@ from sfumato.recipes.evaluation.compare import (
     unmeasured,
 )
 from sfumato.recipes.evaluation.comparison import table_of, write_comparison
-from sfumato.recipes.evaluation.job import Places, of_run
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet, check_alike
+from sfumato.recipes.evaluation.drawn import Drawn
+from sfumato.recipes.evaluation.sets import ImageSet, check_alike
 from sfumato.recipes.evaluation.settings import Settings
+from sfumato.recipes.evaluation.task import Places, of_run
 from sfumato.recipes.evaluation.trials import Trial, fixed_trials
 from sfumato.recipes.evaluation.trials import trials as named_trials
 from sfumato.recipes.evaluation.workbench import Workbench

@@ -15,8 +15,9 @@ from sfumato.metrics.foreign import Feeding
 from sfumato.metrics.resize import ANTIALIASED_BICUBIC
 from sfumato.processes import Processes
 from sfumato.recipes.evaluation.cache import Cache
+from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.extractors import RESIZES, channel_rule, extractor_of, on_device
-from sfumato.recipes.evaluation.sets import Drawn, ImageSet
+from sfumato.recipes.evaluation.sets import ImageSet
 from sfumato.recipes.evaluation.settings import Settings
 from sfumato.recipes.evaluation.table import Alter, FeatureTable
 

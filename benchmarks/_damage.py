@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato.data.clouds import CloudField, Clouds
 from sfumato.data.images import Images
 from sfumato.data.pixels import from_model, to_model
+from sfumato.parameterization import Spectral
 from sfumato.randomness import Noise
 from sfumato.recipes.model import Model
 from sfumato.recipes.paired import answers
@@ -26,6 +27,8 @@ from sfumato.sampling import sample, start_from_prior
 
 COVERS = (0.1, 0.6)
 """Least and most of an image under cloud in training pairs; the table's covers lie within."""
+APART = 100_000
+"""Between the seeds of one answer and those of the next."""
 TRAINING_SEED = 10_000_000
 """Training clouds are drawn from here on; the table's image i is clouded by seed i."""
 
@@ -95,18 +98,25 @@ def in_place(damage: Damage, x: Tensor, first: int = 0) -> Tensor:
     return torch.where(damage.known[rows], damage.x0[rows], x.cpu().clamp(-1, 1))
 
 
-def restored(model: Model, damage: Damage, how: How, seed: int, steps: int, batch: int) -> Tensor:
-    """One answer of an unconditional model for each image; it is told the known pixels."""
+def restored(model: Model, damage: Damage, how: How, answer: int, steps: int, batch: int) -> Tensor:
+    """One answer of an unconditional model for each image; it is told the known pixels.
+
+    Answers 0 and 1, 2 and 3, ... are antithetic, as those of `sfumato restore -n` are.
+    """
     sampler = replace(usual_sampler(model.recipe.sampler), steps=steps)
     grid, solver = model.grid(sampler), model.solver(sampler)
+    known_of = model.network.spectrum
+    covariance = known_of.covariance if isinstance(known_of, Spectral) else None
+    start = APART * (answer - answer % 2) + answer % 2
     parts: list[Tensor] = []
     for first in range(0, len(damage.x0), batch):
         x0, known = (
             part[first : first + batch].to(model.device) for part in (damage.x0, damage.known)
         )
-        noise = Noise(tuple(range(seed + first, seed + first + len(x0))))
+        seeds = tuple(start + 2 * (first + i) for i in range(len(x0)))
+        noise = Noise(seeds, antithetic=True)
         measured = Measured(Mask(known), x0 * known)
-        denoise, walk = how.bend(model.denoiser, solver, measured, noise)
+        denoise, walk = how.bend(model.denoiser, solver, measured, noise, covariance)
         x = start_from_prior(denoise, grid[0], tuple(x0.shape[1:]), noise, device=model.device)
         for step in sample(denoise, walk, grid, x, noise):
             x = step.x
@@ -114,9 +124,9 @@ def restored(model: Model, damage: Damage, how: How, seed: int, steps: int, batc
     return torch.cat(parts)
 
 
-def answered(model: Model, damage: Damage, seed: int) -> Tensor:
+def answered(model: Model, damage: Damage, answer: int) -> Tensor:
     """One answer of a model trained on pairs; it is given what a camera would see."""
-    seeds = range(seed, seed + len(damage.x0))
+    seeds = range(APART * answer, APART * answer + len(damage.x0))
     return in_place(damage, torch.cat(list(answers(model, given(model, damage), seeds))))
 
 

@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from _damage import Damage, answered, classical, clouded, posterior_mean, restored, scattered
+from _damage import (
+    Damage,
+    answered,
+    classical,
+    clouded,
+    posterior_mean,
+    restored,
+    scattered,
+    told_mask,
+)
 from _shared import machine, setting, write_text
 from cloud_pairs import SOFTNESS
 from torch import Tensor
@@ -37,8 +46,6 @@ RESULTS = Path(__file__).parent / "results"
 HEADER = ["| | PSNR, dB | SSIM | features | s an image |", "|---|---:|---:|---:|---:|"]
 EXACT = 58.9
 """dB of an image that is true but for rounding to 8 bits; more counts as that."""
-APART = 100_000
-"""Between the seeds of one answer and those of the next."""
 
 
 @dataclass
@@ -103,20 +110,19 @@ def drawn(
     rows: Rows, table: str, label: str, by: str, truth: Tensor, answers: int,
     draw: Callable[[int], Tensor],
 ) -> None:  # fmt: skip
-    """Rows of one answer and, where there are several, of their mean; `draw` is told a seed."""
-    one, several = f"{label}, one answer", f"{label}, mean of {answers}"
-    if not rows.missing(table, [one] if answers == 1 else [one, several], by):
+    """Rows of one answer, and of the mean of two and of all; `draw` is told an answer's number."""
+    names = {1: f"{label}, one answer"}
+    names |= {n: f"{label}, mean of {n}" for n in (2, answers) if 1 < n <= answers}
+    if not rows.missing(table, list(names.values()), by):
         return
-    start = time.perf_counter()
-    total = torch.zeros_like(truth)
+    total, start = torch.zeros_like(truth), time.perf_counter()
     for number in range(answers):
-        x = draw(APART * number)
-        total += x
+        total += draw(number)
         if number == 0:
             each = (time.perf_counter() - start) / len(truth)
-            rows.add(table, one, by, x, truth, each)
-    if answers > 1:
-        rows.add(table, several, by, total / answers, truth, answers * each)
+        if name := names.get(number + 1):
+            mean = total / (number + 1)
+            rows.add(table, name, by, mean, truth, (number + 1) * each)
 
 
 def single(
@@ -136,15 +142,16 @@ def measure(
     x0, table = damage.x0, damage.name
     for name, fill in classical().items():
         single(rows, table, name, "", x0, partial(fill, damage))
+    usual = How().named(known=model.network.spectrum is not None)
     drawn(
-        rows, table, "moment-matching", model.fingerprint, x0, args.answers,
-        lambda seed: restored(model, damage, How(), seed, args.steps, args.batch),
+        rows, table, usual, model.fingerprint, x0, args.answers,
+        lambda answer: restored(model, damage, How(), answer, args.steps, args.batch),
     )  # fmt: skip
     if paired is not None and damage.name.startswith("clouds"):
         by = paired.fingerprint
         drawn(
-            rows, table, "trained on pairs", by, x0, args.answers,
-            lambda seed: answered(paired, damage, seed),
+            rows, table, "trained on pairs", by, x0, min(args.answers, 2),
+            lambda answer: answered(paired, damage, answer),
         )  # fmt: skip
         single(
             rows, table, "trained on pairs, predicted mean", by, x0,
@@ -158,6 +165,8 @@ def by_method(rows: Rows, damage: Damage, model: Model, args: argparse.Namespace
     for name, fill in classical().items():
         single(rows, table, name, "", damage.x0, partial(fill, damage))
     for method in METHODS:
+        if method == "spectral" and model.network.spectrum is None:
+            continue
         how = How(method=method)  # type: ignore[arg-type]
         single(
             rows, table, method, model.fingerprint, damage.x0,
@@ -211,8 +220,9 @@ def head(
         lines += [
             "",
             f"Trained on pairs: `{paired.recipe.name}`, {paired.images_seen:,} training images "
-            f"{pairs}. It is given the clouded image, and no mask; the "
-            "others are given a mask of all that is not the ground as it is. Clouds are thin at "
+            f"{pairs}. It is given the clouded image and {'the' if told_mask(paired) else 'no'} "
+            "mask; the others are given the mask of all that is not the ground as it is and the "
+            "image outside it. Clouds are thin at "
             f"their edges: through {thin:.0%} of the pixels in the mask some of the ground is "
             "seen, which only this model can use. Its predicted mean is one network call.",
         ]
@@ -227,7 +237,7 @@ def main() -> None:
     parser.add_argument("--paired", type=Path)
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--few", type=int, default=50, help="images by every method; 0 is none")
-    parser.add_argument("--answers", type=int, default=4)
+    parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--softness", type=float, default=SOFTNESS, help="as the pairs'")
     parser.add_argument("--batch", type=int, default=50)

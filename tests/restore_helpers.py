@@ -19,11 +19,13 @@ FAST = ["--steps", "3", "--threads", "1", "--device", "cpu"]
 
 
 def trained(folder: Path, kind: str) -> Path:
-    """A run of two steps: "rgb", "ladder", "grey16", "float", "classes", or of "pairs"."""
+    """A run of two steps: of "rgb", "ladder", "spectral", "grey16", "float", "classes", "pairs"."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = small("edm-tiny")
     options: dict[str, Any] = {"layout": "NHWC"}
     data = folder / "images.npy"
+    if kind == "spectral":
+        recipe = replace(recipe, skip="spectral")
     if kind == "ladder":
         base = small("iddpm-tiny")
         process = replace(base.process, steps=40, betas="cosine")

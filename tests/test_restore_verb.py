@@ -266,12 +266,19 @@ def test_answers_agree_with_what_was_measured(runs: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method(method: str, runs: Any, tmp_path: Path) -> None:
+def test_every_method(
+    method: str, runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image, mask = picture(tmp_path / "a.png", 8, 13), hole(tmp_path / "m.png", 8, 13)
-    for kind in ("rgb", "ladder"):
+    for kind in ("rgb", "ladder", "spectral"):
         out = tmp_path / f"{kind}.png"
-        assert restore(runs(kind), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--method",
-                       method, "-o", out) == 0  # fmt: skip
+        call = [runs(kind), tmp_path / "a.png", "--mask", tmp_path / "m.png", "-o", out]
+        if method == "spectral" and kind != "spectral":
+            capsys.readouterr()
+            assert restore(*call, "--method", method) == 2
+            assert "trained with --skip spectral" in capsys.readouterr().err
+            continue
+        assert restore(*call, "--method", method) == 0
         assert np.array_equal(seen(out)[~mask], image[~mask])
         assert (seen(out)[mask] != image[mask]).any()
 

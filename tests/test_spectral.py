@@ -11,6 +11,7 @@ import scipy.fft
 import torch
 from torch import Tensor, nn
 
+from likelihood_helpers import Known
 from oracles import GaussianOracle
 from recipe_helpers import QUIET, array_file, assert_same_run, open_run, small
 from sfumato.errors import DataError
@@ -24,12 +25,14 @@ from sfumato.parameterization import (
     predicts_v,
     predicts_x0,
 )
-from sfumato.randomness import Noise
+from sfumato.randomness import Noise, Purpose
 from sfumato.recipes.loading import load
+from sfumato.recipes.restoring.drawing import deviation
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
+from sfumato.restoration import CovarianceMatching, Mask, Measured, Restored
 from sfumato.sampling import sample
-from sfumato.solvers import Heun
+from sfumato.solvers import DDIM, Heun
 
 F64 = torch.float64
 SHAPE = (3, 6, 4)
@@ -195,6 +198,93 @@ def test_images_that_are_all_equal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"all images are equal.*skip scalar"):
         open_run(tmp_path / "run", data, small(skip="spectral"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
+def test_its_covariance_is_the_posteriors(sigma: float) -> None:
+    oracle, level = gaussian(), torch.tensor(sigma, dtype=F64)
+    size = oracle.mean.numel()
+    found = knowing(oracle).covariance(torch.eye(size, dtype=F64).reshape(-1, *SHAPE), level)
+    truth = oracle.posterior_covariance(sigma)
+    np.testing.assert_allclose(found.reshape(size, size), truth, rtol=1e-8, atol=1e-8)
+
+
+def masked(oracle: GaussianOracle, std: float) -> tuple[Measured, Tensor, Tensor]:
+    """Six of ten pixels of one image, and the exact posterior's mean and covariance."""
+    rng = np.random.default_rng(11)
+    known = torch.from_numpy(rng.random((1, *SHAPE[1:])) < 0.6)
+    z = torch.from_numpy(rng.standard_normal(oracle.mean.numel()))
+    x0 = oracle.mean + (z * oracle.eigenvalues.sqrt()) @ oracle.basis.T
+    y = x0.reshape(1, *SHAPE) + std * torch.from_numpy(rng.standard_normal((1, *SHAPE)))
+    seen = known.expand(SHAPE).flatten()
+    c = oracle.covariance
+    inner = c[seen][:, seen] + std**2 * torch.eye(int(seen.sum()), dtype=F64)
+    gain = torch.linalg.solve(inner, c[seen]).T
+    mean = oracle.mean + gain @ (y.flatten()[seen] - oracle.mean[seen])
+    return Measured(Mask(known), y * known, std), mean, c - gain @ c[seen]
+
+
+def test_with_it_gaussian_images_are_restored_exactly() -> None:
+    """The bent denoiser is the posterior's own, point by point, with no way back through D."""
+    oracle, spectral = gaussian(), knowing(gaussian())
+    measured, mean, covariance = masked(oracle, 0.2)
+    bent = Restored(
+        Known(oracle, 2e-3, 80.0, 80.0**2),
+        measured,
+        CovarianceMatching(spectral.covariance, 500, 1e-9),
+    )
+    posterior = GaussianOracle.full(mean, covariance)
+    x = torch.from_numpy(np.random.default_rng(12).standard_normal((3, *SHAPE)))
+    for sigma in (0.1, 1.0, 20.0):
+        level = torch.tensor(sigma, dtype=F64)
+        truth = posterior(((1 + sigma) * x).flatten(1), level).mean
+        found = bent((1 + sigma) * x, level).mean.flatten(1)
+        assert float((found - truth).norm() / (truth - mean).norm()) < 1e-6
+
+
+def test_antithetic_answers_lie_on_two_sides_of_the_posteriors_mean() -> None:
+    oracle, spectral = gaussian(), knowing(gaussian())
+    measured, mean, covariance = masked(oracle, 0.2)
+    bent = Restored(
+        Known(oracle, 2e-3, 80.0, 80.0**2), measured, CovarianceMatching(spectral.covariance, 200)
+    )
+    wide = float(covariance.trace().sqrt())
+    far: dict[bool, float] = {}
+    for antithetic in (False, True):
+        noise = Noise((4, 5), antithetic=antithetic)
+        x = 80 * noise.normal(SHAPE, Purpose.START, F64)
+        for step in sample(bent, DDIM(1.0), karras(40, 0.002, 80.0), x, noise):
+            x = step.x
+        far[antithetic] = float((x.flatten(1).mean(0) - mean).norm()) / wide
+        apart = float((x[0] - x[1]).norm()) / wide
+        assert 1 < apart < 2 * 1.6  # sqrt(2) deviations, or twice one
+    assert far[True] < 0.05
+    assert far[False] > 0.4
+    # And the deviation that pairs tell is that of all answers.
+    noise = Noise(tuple(range(400)), antithetic=True)
+    x = 80 * noise.normal(SHAPE, Purpose.START, F64)
+    for step in sample(bent, DDIM(1.0), karras(40, 0.002, 80.0), x, noise):
+        x = step.x
+    pairs = torch.stack([deviation(pair) for pair in x.split(2)]).square().mean(0)
+    assert float(pairs.sum() / x.var(0).sum()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_at_another_size_images_keep_their_detail() -> None:
+    """Of a stationary field the variance of a pixel, and of its differences, stays the same."""
+    rng = np.random.default_rng(13)
+    field = rng.standard_normal((600, 1, 40, 40))
+    for axis in (2, 3):
+        field = 0.5 * (field + np.roll(field, 1, axis))
+    small, large = (torch.from_numpy(field[:, :, :n, :m].copy()) for n, m in ((16, 20), (40, 32)))
+    known, truth = Spectral(1, 16, 20), Spectral(1, 40, 32)
+    known.measure([small])
+    truth.measure([large])
+    found = known.resized(40, 32)
+    assert float(found.var.mean()) == pytest.approx(float(truth.var.mean()), rel=0.05)
+    rough = [float(one.var[:, 20:, 16:].mean()) for one in (found, truth)]
+    assert rough[0] == pytest.approx(rough[1], rel=0.15)
+    assert rough[0] < 0.2 * float(found.var.mean())
+    assert known.resized(16, 20) is known
 
 
 def joint(seed: int = 7) -> tuple[Tensor, Tensor, Tensor]:

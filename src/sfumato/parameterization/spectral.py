@@ -89,8 +89,8 @@ class Spectral(nn.Module):
     def resized(self, height: int, width: int) -> Spectral:
         """Return what it says of images of another size and the same detail.
 
-        Variances are read between its frequencies, and below its lowest are that one's. The mean is
-        that of all pixels.
+        Variances are read between its frequencies, and below its lowest are that one's; their mean,
+        the variance of a pixel, stays. The mean is that of all pixels.
         """
         channels, rows, columns = self.var.shape
         if (height, width) == (rows, columns):
@@ -106,7 +106,8 @@ class Spectral(nn.Module):
             self.var.log()[None], 2 * (at / limit)[None] - 1, padding_mode="border",
             align_corners=True,
         )  # fmt: skip
-        other.var.copy_(found[0].exp())
+        var = found[0].exp()
+        other.var.copy_(var * (self.var.mean() / var.mean()))
         return other
 
     def measure(self, batches: Iterable[Tensor], *, flip: bool = False) -> None:

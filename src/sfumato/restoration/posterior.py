@@ -263,11 +263,12 @@ class CovarianceMatching:
     as far as images hang together. Peng et al. 2024 ("Improving diffusion models for inverse
     problems using optimal posterior covariance") take V diagonal. Exact for Gaussian data that have
     V; the network is asked once and not differentiated. Conjugate gradients end after `rounds` or
-    where a thousandth is left. `least` is the smallest deviation of y that is believed.
+    where the share `tolerance` is left. `least` is the smallest deviation of y that is believed.
     """
 
     covariance: Covariance
     rounds: int = 30
+    tolerance: float = 1e-3
     least: float = 0.002
 
     def __call__(self, denoise: Denoise, measured: Measured, x: Tensor, sigma: Tensor) -> Tensor:
@@ -282,7 +283,7 @@ class CovarianceMatching:
             return operator(spread(v)) + floor * v
 
         rest = measured.rest(mean)
-        return mean + spread(conjugate_gradients(apply, rest, self.rounds, tolerance=1e-3))
+        return mean + spread(conjugate_gradients(apply, rest, self.rounds, self.tolerance))
 
 
 def linearised(

@@ -55,9 +55,9 @@ class Drawing:
         self.model.classes_for([0], self.label)
         self.model.grid(self.sampler)
         own_levels = self.sampler.restarts or self.sampler.table is not None
-        if self.how.method in ("repaint", "daps") and own_levels:
+        if self.method in ("repaint", "daps") and own_levels:
             raise ConfigError(
-                f"{self.how.method} walks levels again and again, which no tuned sampler "
+                f"{self.method} walks levels again and again, which no tuned sampler "
                 "and none with restarts can: choose another solver, or leave out --restarts"
             )
 

@@ -55,7 +55,15 @@ class How:
             raise ConfigError(f"overlap is a share from 0 to below 1, not {self.overlap}")
 
     def named(self, *, known: bool) -> MethodName:
-        """Return the method; `known`: whether the data's frequencies are."""
+        """Return the method; `known`: whether the data's frequencies are.
+
+        Raises ConfigError for one that needs them where they are not.
+        """
+        if self.method == "spectral" and not known:
+            raise ConfigError(
+                "the method spectral needs a model that knows its data's frequencies (trained with "
+                "--skip spectral): leave out --method, or choose another"
+            )
         return self.method or ("spectral" if known else "moment-matching")
 
     def bend(
@@ -74,12 +82,7 @@ class How:
         if method == "repaint":
             bent = Restored(denoise, measured, Replacement(noise))
             return bent, Repaint(solver, self.times)
-        if method == "spectral":
-            if covariance is None:
-                raise ConfigError(
-                    "the method spectral needs a model that knows its data's frequencies (trained "
-                    "with --skip spectral): leave out --method, or choose another"
-                )
+        if method == "spectral" and covariance is not None:
             return Restored(denoise, measured, CovarianceMatching(covariance)), solver
         methods: dict[str, Method] = {
             "moment-matching": MomentMatching(self.rounds),

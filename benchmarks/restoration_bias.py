@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfumato.gaussian import Gaussian
 from sfumato.noise import F64, NoiseRange, karras
+from sfumato.parameterization import Spectral
 from sfumato.protocols import Denoiser
 from sfumato.randomness import noise_for
 from sfumato.recipes.restoring import How
@@ -99,13 +100,17 @@ def main() -> None:
         print(line, f"{seconds:.1f} s", flush=True)
         return line
 
+    spectral = Spectral(1, SIDE, SIDE)
+    draws = torch.randn(5000, SIDE**2, generator=generator, dtype=F64) @ root.T
+    spectral.measure([draws.reshape(-1, 1, SIDE, SIDE)])
+
     rows: list[str] = []
     for steps in (18, 100):
         for method in METHODS:
             how = How(method=method)  # type: ignore[arg-type]
-            rows.append(
-                row(method, *how.bend(denoise, DDIM(1.0), measured, noise_for(1, COUNT)), steps)
-            )
+            noise = noise_for(1, COUNT)
+            bent = how.bend(denoise, DDIM(1.0), measured, noise, spectral.covariance)
+            rows.append(row(method, *bent, steps))
     exact = Restored(denoise, measured, MomentMatching(rounds=40))
     rows.append(row("moment-matching, 40 rounds", exact, DDIM(), 200))
     daps = DAPS(measured, DDIM(1.0), 60, MomentMatching(rounds=40))

@@ -24,7 +24,7 @@ from sfumato.diffusion import expand
 from sfumato.noise import F64
 
 _FLOOR = 0.01
-"""Least standard deviation of a frequency, as a share of that of the data."""
+"""Least standard deviation of a frequency, as a share of that of pixels."""
 
 
 class Spectral(nn.Module):
@@ -114,7 +114,7 @@ class Spectral(nn.Module):
         """Take mean and variances from images [B, C + K, H, W]; `flip`: mirrored left-right, too.
 
         The last K channels are of what an image starts from. Raises ValueError where there are no
-        images, or none that vary.
+        images, or no value differs from another.
         """
         channels, height, width = self.var.shape
         rows, columns = _bases(self.var.double())
@@ -128,21 +128,23 @@ class Spectral(nn.Module):
         if not count:
             raise ValueError("a spectrum cannot be measured: there are no images")
         mean = total / count
+        middle = float(mean[:channels, 0, 0].mean()) / math.sqrt(height * width)
+        squares = products.diagonal(dim1=-2, dim2=-1)[..., :channels] / count
+        pixels = float(squares.mean()) - middle**2  # the variance of a pixel
+        if not pixels > 1e-12 * middle**2:  # what rounding leaves
+            raise ValueError("a spectrum cannot be measured: all values of the images are equal")
         if flip:  # Mirroring changes the sign of every other column.
             mean[:, :, 1::2] = 0
         scatter = products / count - torch.einsum("chw,dhw->hwcd", mean, mean)
         scatter, gain = _told_apart(scatter, channels)
         _, mix = torch.linalg.eigh(scatter.sum((0, 1)))
         var = torch.einsum("hwcd,ck,dk->khw", scatter, mix, mix)
-        average = float(var.mean())
-        if not average > 1e-12 * float(mean[:channels].square().mean()):  # what rounding leaves
-            raise ValueError("a spectrum cannot be measured: all images are equal")
         self.mix.copy_(mix)
         self.mean.copy_(torch.einsum("chw,ck->khw", mean[:channels], mix))
         if self.given:
             self.gain.copy_(torch.einsum("hwgc,ck->kghw", gain, mix))
             self.given_mean.copy_(mean[channels:])
-        self.var.copy_(var.clamp(min=_FLOOR**2 * average))
+        self.var.copy_(var.clamp(min=_FLOOR**2 * pixels))
 
 
 def _told_apart(scatter: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -69,10 +69,10 @@ class Spectral(nn.Module):
         `image` [B, K, H, W] is what x0 starts from, if anything.
         """
         rows, columns = _bases(x)
-        mean, var, mix = (t.to(x.dtype) for t in (self.mean, self.var, self.mix))
+        mean, var, mix = (t.to(x) for t in (self.mean, self.var, self.mix))
         if self.given and image is not None:
-            apart = rows @ image.to(x) @ columns.T - self.given_mean.to(x.dtype)
-            mean = mean + (self.gain.to(x.dtype) * apart[:, None]).sum(2)
+            apart = rows @ image.to(x) @ columns.T - self.given_mean.to(x)
+            mean = mean + (self.gain.to(x) * apart[:, None]).sum(2)
         keep = expand(c_skip, x)
         offset = _mixed(rows @ x @ columns.T, mix.T) - mean
         rest = offset * (var / (var + expand(sigma.square(), x)) - keep) + (1 - keep) * mean
@@ -81,7 +81,7 @@ class Spectral(nn.Module):
     def covariance(self, v: Tensor, sigma: Tensor) -> Tensor:
         """Return the covariance of x0 given x times v [B, C, H, W]; sigma [] or [B]."""
         rows, columns = _bases(v)
-        var, mix = self.var.to(v.dtype), self.mix.to(v.dtype)
+        var, mix = self.var.to(v), self.mix.to(v)
         square = expand(sigma.square(), v)
         kept = _mixed(rows @ v @ columns.T, mix.T) * (var * square / (var + square))
         return rows.T @ _mixed(kept, mix) @ columns

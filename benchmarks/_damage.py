@@ -17,12 +17,13 @@ from torch import Tensor
 from sfumato.data.clouds import CloudField, Clouds
 from sfumato.data.images import Images
 from sfumato.data.pixels import from_model, to_model
+from sfumato.gaussian import Gaussian
 from sfumato.parameterization import Spectral
 from sfumato.randomness import Noise
 from sfumato.recipes.model import Model
 from sfumato.recipes.paired import answers
 from sfumato.recipes.restoring import How, usual_sampler
-from sfumato.restoration import Mask, Measured
+from sfumato.restoration import CovarianceMatching, Mask, Measured
 from sfumato.sampling import sample, start_from_prior
 
 COVERS = (0.1, 0.6)
@@ -122,6 +123,17 @@ def restored(model: Model, damage: Damage, how: How, answer: int, steps: int, ba
             x = step.x
         parts.append(in_place(damage, x, first))
     return torch.cat(parts)
+
+
+def linear(spectrum: Spectral, damage: Damage) -> Tensor:
+    """The best linear guess from what is known, by the data's frequencies alone: no network."""
+    high, mask = torch.tensor(1e4, dtype=torch.float64), Mask(damage.known)
+    nothing = torch.zeros_like(damage.x0)
+    mean = spectrum(nothing, high, torch.zeros(()))
+    step = CovarianceMatching(spectrum.covariance, rounds=1000, tolerance=1e-5)
+    measured = Measured(mask, damage.x0 * damage.known)
+    found = step(lambda x, sigma: Gaussian(mean, torch.zeros(())), measured, nothing, high)
+    return in_place(damage, found)
 
 
 def answered(model: Model, damage: Damage, answer: int) -> Tensor:

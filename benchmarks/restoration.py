@@ -25,6 +25,7 @@ from _damage import (
     answered,
     classical,
     clouded,
+    linear,
     posterior_mean,
     restored,
     scattered,
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from sfumato.metrics.efficientnet import EfficientNetFeatures, efficientnet_features
 from sfumato.metrics.paired import psnr, ssim
+from sfumato.parameterization import Spectral
 from sfumato.recipes.loading import load
 from sfumato.recipes.model import Model
 from sfumato.recipes.restoring import How
@@ -142,6 +144,12 @@ def measure(
     x0, table = damage.x0, damage.name
     for name, fill in classical().items():
         single(rows, table, name, "", x0, partial(fill, damage))
+    spectrum = model.network.spectrum
+    if isinstance(spectrum, Spectral):
+        single(
+            rows, table, "frequencies alone, no network", model.fingerprint, x0,
+            lambda: linear(spectrum, damage),
+        )  # fmt: skip
     usual = How().named(known=model.network.spectrum is not None)
     drawn(
         rows, table, usual, model.fingerprint, x0, args.answers,

@@ -15,8 +15,10 @@ from likelihood_helpers import Known
 from oracles import GaussianOracle, Mixture
 from sfumato import noise_for, sample
 from sfumato.denoiser import Counted
+from sfumato.errors import ConfigError
 from sfumato.noise import F64, karras
 from sfumato.protocols import Solver
+from sfumato.recipes.restoring.tasks import inside
 from sfumato.restoration import (
     DAPS,
     DDRM,
@@ -399,3 +401,20 @@ def test_wrong_operators_and_measurements_are_refused() -> None:
         Restored(known(prior()), noisy, DDRM())(torch.zeros(1, SIZE), torch.tensor(1.0))
     with pytest.raises(ValueError, match="one step at least"):
         DAPS(noisy, DDIM(), 0)
+
+
+def test_pixels_that_see_beyond_the_image_are_not_believed() -> None:
+    """Inside, a part of a blurred scene is the blurred part; at its borders it is not."""
+    rng = np.random.default_rng(0)
+    kernel = torch.from_numpy(rng.random((4, 5)) ** 3)
+    kernel /= kernel.sum()
+    scene = torch.from_numpy(rng.uniform(-1, 1, (1, 1, 40, 40)))
+    rows, columns = slice(10, 30), slice(9, 28)
+    seen = Blur(kernel)(scene)[..., rows, columns]
+    off = (Blur(kernel)(scene[..., rows, columns]) - seen).abs()[0, 0]
+    known = inside(kernel, (20, 19))
+    assert float(off[known].max()) <= 2 * 2 * 0.002
+    assert int(known.sum()) >= (20 - 3) * (19 - 4)
+    assert float(off[~known].mean()) > 0.05
+    with pytest.raises(ConfigError, match="from everywhere"):
+        inside(torch.ones(4, 6), (4, 5))

@@ -110,6 +110,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "factor": ("rgb", "a.png --super-resolve 1", "by 2 or more, not 1"),
     "noise in words": ("rgb", HERE + " --noise much", 'or "auto", not \'much\''),
     "noise below 0": ("rgb", HERE + " --noise -1", "0 or more"),
+    "noise and method": ("rgb", "a.png --denoise 5 --method dps", "leave out --method"),
     "noise twice": ("rgb", "a.png --denoise 5 --noise 5", "leave out --noise"),
     "no noise": ("rgb", "a.png --denoise 0", "noise above 0 to remove, not 0"),
     "little noise": ("rgb", "a.png --denoise 0.0001", "below what this model knows"),

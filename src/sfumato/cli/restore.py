@@ -100,6 +100,11 @@ def run(arguments: Sequence[str]) -> int:
     task = Task(
         options.super_resolve, options.deblur, options.denoise, options.colorize, options.op
     )
+    if options.denoise is not None and options.method is not None:
+        raise ConfigError(
+            "--denoise begins the walk at the noise's own level, where no method is needed: leave "
+            "out --method"
+        )
     how = How(
         options.method, options.n, options.seed, options.rounds, options.times, options.walk,
         options.overlap,

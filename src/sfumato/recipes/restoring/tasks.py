@@ -18,6 +18,9 @@ from sfumato.recipes.restoring.unknown import reading_file
 from sfumato.restoration import GREY, Average, Blur, Identity, Mask, Operator, check_adjoint
 from sfumato.restoration.operators import Composed
 
+_BEYOND = 0.002
+"""Share of a blurred pixel that may come from beyond the image: less than 8 bits show."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -92,17 +95,20 @@ def question(task: Task, path: Path, form: PixelFormat, channels: int | None = N
     else:
         damaged = read_damaged(path, form, channels=channels)
     _, height, width = damaged.format.shape
+    known = damaged.known
     if task.enlarge is not None:
         height, width = height * task.enlarge, width * task.enlarge
         operator: Operator = Average(task.enlarge)
     elif task.kernel is not None:
-        operator = Blur(read_kernel(task.kernel, (height, width)))
+        kernel = read_kernel(task.kernel, (height, width))
+        operator, known = Blur(kernel), known & inside(kernel, (height, width))
     else:
         operator = GREY if task.colorize else Identity()
     own = replace(form, height=height, width=width)
     y = damaged.x[None]
-    if damaged.share:
-        known = damaged.known.expand_as(damaged.x)
+    if not known.all():
+        known = known.expand_as(damaged.x)
+        y = torch.where(known, y, 0.0)
         operator = (
             Mask(known) if isinstance(operator, Identity) else Composed(operator, Mask(known))
         )
@@ -134,6 +140,29 @@ def read_kernel(told: str, size: tuple[int, int]) -> Tensor:
             f"{size[0]} x {size[1]}"
         )
     return kernel / kernel.sum()
+
+
+def inside(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return which pixels [H, W] of a blurred image of `size` show hardly more than the image.
+
+    Near its borders a camera's image is blurred with what lies beyond, of which nothing is known.
+    Raises ConfigError where the kernel reaches beyond from everywhere.
+    """
+    weights = kernel.abs().double()
+    high, wide = kernel.shape
+    # The pixel at the kernel's centre sees kernel[centre + d] of the pixel at -d.
+    padded = torch.nn.functional.pad(
+        torch.ones(1, 1, *size, dtype=torch.float64),
+        ((wide - 1) // 2, wide // 2, (high - 1) // 2, high // 2),
+    )
+    seen = torch.nn.functional.conv2d(padded, weights.flip(0, 1)[None, None])[0, 0]
+    known = seen >= (1 - _BEYOND) * float(weights.sum())
+    if not known.any():
+        raise ConfigError(
+            f"the kernel, {high} x {wide}, reaches beyond the image, {size[0]} x {size[1]}, from "
+            "everywhere: give a larger image or a smaller kernel"
+        )
+    return known
 
 
 def _array(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:

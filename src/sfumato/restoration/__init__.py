@@ -1,5 +1,6 @@
 """Damaged images recovered with a denoiser as prior: operators, and D bent to a measurement."""
 
+from sfumato.restoration.covariance import Covariance, CovarianceMatching
 from sfumato.restoration.daps import DAPS
 from sfumato.restoration.operators import (
     GREY,
@@ -15,7 +16,6 @@ from sfumato.restoration.operators import (
 from sfumato.restoration.posterior import (
     DDRM,
     DPS,
-    CovarianceMatching,
     DiffPIR,
     Measured,
     Method,
@@ -34,6 +34,7 @@ __all__ = [
     "Average",
     "Blur",
     "Composed",
+    "Covariance",
     "CovarianceMatching",
     "DiffPIR",
     "Identity",

@@ -18,7 +18,7 @@ from sfumato.recipes.restoring.how import How
 from sfumato.recipes.restoring.names import MethodName
 from sfumato.recipes.sampler_config import SamplerConfig
 from sfumato.restoration import Measured
-from sfumato.restoration.posterior import Covariance
+from sfumato.restoration.covariance import Covariance
 from sfumato.restoration.windows import PlacedNoise, Window, Windowed
 from sfumato.sampling import sample, start_from_prior
 

@@ -24,7 +24,7 @@ from sfumato.restoration import (
     Replacement,
     Restored,
 )
-from sfumato.restoration.posterior import Covariance
+from sfumato.restoration.covariance import Covariance
 from sfumato.solvers import DDIM
 
 

@@ -1,4 +1,4 @@
-"""A denoiser bent to a measurement by a covariance of x0 that is known before a network is asked."""
+"""A denoiser bent to a measurement by a covariance of x0 that is known beforehand."""
 
 from __future__ import annotations
 

@@ -21,11 +21,9 @@ FAST = ["--steps", "3", "--threads", "1", "--device", "cpu"]
 def trained(folder: Path, kind: str) -> Path:
     """A run of two steps: of "rgb", "ladder", "spectral", "grey16", "float", "classes", "pairs"."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = small("edm-tiny")
+    recipe = small("edm-tiny", skip="spectral" if kind == "spectral" else "scalar")
     options: dict[str, Any] = {"layout": "NHWC"}
     data = folder / "images.npy"
-    if kind == "spectral":
-        recipe = replace(recipe, skip="spectral")
     if kind == "ladder":
         base = small("iddpm-tiny")
         process = replace(base.process, steps=40, betas="cosine")

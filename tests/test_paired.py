@@ -444,7 +444,7 @@ def test_pairs_with_classes_are_guided_with_their_images(tmp_path: Path) -> None
     data = arrays(tmp_path / "pairs")
     np.save(data / "target_labels.npy", np.arange(12) % 3)
     base = small(steps=3)
-    chosen = replace(base, network=replace(base.network, label_dropout=0.2))
+    chosen = replace(base, network=replace(base.network, label_dropout=0.2), skip="scalar")
     config = RunConfig(chosen, DataConfig(str(data), condition="image", classes=True), QUIET)
     list(Run.open(config, tmp_path / "run").steps())
     model, images = load(tmp_path / "run"), torch.rand(2, 4, 8, 8) * 2 - 1

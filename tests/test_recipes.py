@@ -411,6 +411,7 @@ def combination(kind: str, predicts: str, objective: str) -> Recipe:
         process=process,
         noise=NoiseConfig(draws=draws),  # type: ignore[arg-type]
         predicts=predicts,
+        skip="spectral" if predicts == "edm" else "scalar",
         objective=objective,
         sampler=SamplerConfig(grid=grid, steps=3, batch=2),
     )
@@ -494,9 +495,8 @@ def test_every_adapter_samples_with_every_solver(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ladder", "ncsn", "edm", "vp", "ve"])
 @pytest.mark.parametrize("grid", ["karras", "vp", "ve", "iddpm", "geometric"])
 def test_named_grids_lie_inside_the_trained_range_and_on_the_ladder(kind: str, grid: str) -> None:
-    denoise = build.adapt(
-        combination(kind, "edm" if kind == "edm" else "v", "simple"), torch.nn.Identity()
-    )
+    chosen = combination(kind, "edm" if kind == "edm" else "v", "simple")
+    denoise = build.adapt(replace(chosen, skip="scalar"), torch.nn.Identity())
     sampler = SamplerConfig(grid=grid, steps=6)  # type: ignore[arg-type]
     sigmas = build.grid_of(sampler, denoise)
     denoise.range.check(sigmas)
@@ -517,7 +517,7 @@ def test_named_grids_lie_inside_the_trained_range_and_on_the_ladder(kind: str, g
 def ladder(steps: int = 8) -> build.Adapted:
     process = ProcessConfig(kind="ladder", steps=steps, betas="cosine")
     value = replace(combination("ladder", "v", "simple"), process=process)
-    return build.adapt(value, torch.nn.Identity())
+    return build.adapt(replace(value, skip="scalar"), torch.nn.Identity())
 
 
 def test_sub_sequences_of_a_ladder() -> None:
@@ -543,14 +543,16 @@ def test_more_steps_than_levels_are_refused(grid: str) -> None:
 
 @pytest.mark.parametrize("grid", ["uniform", "quadratic", "all"])
 def test_a_sub_sequence_needs_a_ladder(grid: str) -> None:
-    denoise = build.adapt(combination("edm", "edm", "edm"), torch.nn.Identity())
+    chosen = replace(combination("edm", "edm", "edm"), skip="scalar")
+    denoise = build.adapt(chosen, torch.nn.Identity())
     with pytest.raises(ConfigError, match="this model has none"):
         build.grid_of(SamplerConfig(grid=grid), denoise)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("grid", ["karras", "geometric"])
 def test_sigma_min_and_max_bound_the_grid(grid: str) -> None:
-    denoise = build.adapt(combination("edm", "edm", "edm"), torch.nn.Identity())
+    chosen = replace(combination("edm", "edm", "edm"), skip="scalar")
+    denoise = build.adapt(chosen, torch.nn.Identity())
     sampler = SamplerConfig(grid=grid, steps=5, sigma_min=0.1, sigma_max=10.0)  # type: ignore[arg-type]
     sigmas = build.grid_of(sampler, denoise)
     assert float(sigmas[0]) == pytest.approx(10.0)
@@ -568,6 +570,7 @@ def test_sigma_min_and_max_bound_the_grid(grid: str) -> None:
     ],
 )
 def test_bounds_outside_the_trained_range_are_refused(bounds: dict[str, float]) -> None:
-    denoise = build.adapt(combination("edm", "edm", "edm"), torch.nn.Identity())
+    chosen = replace(combination("edm", "edm", "edm"), skip="scalar")
+    denoise = build.adapt(chosen, torch.nn.Identity())
     with pytest.raises(ConfigError, match=r"sigma_min < sigma_max within .* 0\.01 to 50"):
         build.grid_of(SamplerConfig(steps=5, **bounds), denoise)

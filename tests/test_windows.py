@@ -232,6 +232,7 @@ def test_no_seams_at_the_borders_of_windows() -> None:
 def drawing_of(field: Field, form: PixelFormat, count: int) -> Drawing:
     """The drawing of a model that has a field's denoiser in its network's place."""
     model = SimpleNamespace(
+        network=SimpleNamespace(spectrum=None),
         format=form,
         classes=(),
         condition=None,

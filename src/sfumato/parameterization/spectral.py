@@ -33,7 +33,8 @@ class Spectral(nn.Module):
     Nothing is trained. `mean` [C, H, W] and `var` [C, H, W] are of cosine coefficients along the
     axes `mix` [C, C] of the channels, one a column. With `given` channels K of images that x0
     starts from, the mean moves by `gain` [C, K, H, W] times their offsets from `given_mean`
-    [K, H, W]. A new one knows nothing and estimates 0: fill it with `measure` or from a checkpoint.
+    [K, H, W]. A new one, to be filled by `measure` or from a checkpoint, takes pixels to be
+    independent, of mean 0 and deviation 0.5, as EDM's c_skip does.
     """
 
     mean: Tensor
@@ -49,7 +50,7 @@ class Spectral(nn.Module):
             self.register_buffer("gain", torch.zeros(channels, given, height, width))
             self.register_buffer("given_mean", torch.zeros(given, height, width))
         self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("var", torch.zeros(shape))
+        self.register_buffer("var", torch.full(shape, 0.25))
         self.register_buffer("mix", torch.eye(channels))
 
     @property

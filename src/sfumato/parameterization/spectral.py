@@ -69,23 +69,21 @@ class Spectral(nn.Module):
         c_skip [] or [B] is any factor; near that of the estimate rounding errors are smallest.
         `image` [B, K, H, W] is what x0 starts from, if anything.
         """
-        rows, columns = _bases(x)
         mean, var, mix = (t.to(x) for t in (self.mean, self.var, self.mix))
         if self.given and image is not None:
-            apart = rows @ image.to(x) @ columns.T - self.given_mean.to(x)
+            apart = _frequencies(image.to(x)) - self.given_mean.to(x)
             mean = mean + (self.gain.to(x) * apart[:, None]).sum(2)
         keep = expand(c_skip, x)
-        offset = _mixed(rows @ x @ columns.T, mix.T) - mean
+        offset = _mixed(_frequencies(x), mix.T) - mean
         rest = offset * (var / (var + expand(sigma.square(), x)) - keep) + (1 - keep) * mean
-        return rows.T @ _mixed(rest, mix) @ columns
+        return _images(_mixed(rest, mix))
 
     def covariance(self, v: Tensor, sigma: Tensor) -> Tensor:
         """Return the covariance of x0 given x times v [B, C, H, W]; sigma [] or [B]."""
-        rows, columns = _bases(v)
         var, mix = self.var.to(v), self.mix.to(v)
         square = expand(sigma.square(), v)
-        kept = _mixed(rows @ v @ columns.T, mix.T) * (var * square / (var + square))
-        return rows.T @ _mixed(kept, mix) @ columns
+        kept = _mixed(_frequencies(v), mix.T) * (var * square / (var + square))
+        return _images(_mixed(kept, mix))
 
     def resized(self, height: int, width: int) -> Spectral:
         """Return what it says of images of another size and the same detail.
@@ -118,12 +116,11 @@ class Spectral(nn.Module):
         images, or no value differs from another.
         """
         channels, height, width = self.var.shape
-        rows, columns = _bases(self.var.double())
         both = channels + self.given
         count, total = 0, torch.zeros(both, height, width, dtype=F64)
         products = torch.zeros(height, width, both, both, dtype=F64)
         for batch in batches:
-            c = rows @ batch.to(rows) @ columns.T
+            c = _frequencies(batch.to("cpu", F64))
             count, total = count + len(c), total + c.sum(0)
             products += torch.einsum("bchw,bdhw->hwcd", c, c)
         if not count:
@@ -166,10 +163,16 @@ def cosines(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return basis.to(device=device, dtype=dtype)
 
 
-def _bases(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the rows and the columns of images [*, H, W]."""
-    height, width = x.shape[-2:]
-    return cosines(height, x.dtype, x.device), cosines(width, x.dtype, x.device)
+def _frequencies(x: Tensor) -> Tensor:
+    """Cosine coefficients of images [*, H, W]."""
+    rows, columns = (cosines(n, x.dtype, x.device) for n in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _images(c: Tensor) -> Tensor:
+    """Images [*, H, W] of cosine coefficients."""
+    rows, columns = (cosines(n, c.dtype, c.device) for n in c.shape[-2:])
+    return rows.T @ c @ columns
 
 
 def _mixed(c: Tensor, by: Tensor) -> Tensor:

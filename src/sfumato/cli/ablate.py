@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import OutPath, parse
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class AblateOptions:
     """Images drawn with each; bits per dimension are measured on as many real ones."""
     features: str = "efficientnet"
     """What looks at them; as in sfumato evaluate."""
-    out: Path | None = None
+    out: OutPath = None
     """Folder of the runs and the table, runs/ablate-WHICH if not given; what is finished there is
     not done again."""
     device: str = "auto"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import OutPath, parse
 from sfumato.cli.sampler_options import CommonOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.sampler_config import GridName, SamplerConfig, SolverName
@@ -65,7 +65,7 @@ class CompareOptions:
     """List solvers and grids, and stop."""
     sampler: Annotated[CommonOptions, tyro.conf.arg(name="")] = field(default_factory=CommonOptions)
     """Sampler: what all have in common, such as --grid, --rho or --guidance."""
-    out: Path | None = None
+    out: OutPath = None
     """Folder of the results; RUN/comparison if not given."""
     cache: Path | None = None
     """Folder of drawn images and features; RUN/evaluation/cache if not given."""

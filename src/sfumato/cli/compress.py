@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sfumato.cli.parse import duration, parse
+from sfumato.cli.parse import OutPath, duration, parse
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CompressOptions:
     """A run's folder (its newest checkpoint), or one checkpoint folder."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES...")]
     """Image files, folders, zips or arrays, in the format of the run's own images."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: OutPath = None
     """The file to write; the first image's name with .sfu if not given."""
     quality: int | None = None
     """Send so many noise levels (--list tells what each costs) in place of every pixel."""

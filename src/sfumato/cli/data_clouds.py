@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import OutPath, parse
 from sfumato.errors import ConfigError
 
 
@@ -19,7 +18,7 @@ class CloudOptions:
 
     images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
     """A folder, zip, array, IDX file, or built-in set of images."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: OutPath = None
     """Folder for the pairs: input/, target/ and mask/ (white: damaged). Needed."""
     cover: float = 0.3
     """Share of each image under cloud, between 0 and 1."""

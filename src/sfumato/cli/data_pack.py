@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import OutPath, parse
 from sfumato.errors import ConfigError
 
 
@@ -19,7 +18,7 @@ class PackOptions:
 
     images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
     """A folder, zip, array, IDX file, shards, or built-in set of images."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: OutPath = None
     """Folder for the shards and their index.json. Needed."""
     shard_mib: int = 64
     """A shard ends before so many MiB; 0: no bound. One shard is held in memory."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import OutPath, parse
 from sfumato.errors import CodecError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class DecompressOptions:
     """The run or checkpoint that compressed it."""
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The compressed file."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: OutPath = None
     """NAME.png (one image), NAME.npy (all in one array), or a folder; FILE's name without its
     suffix if not given."""
     preview: bool = False

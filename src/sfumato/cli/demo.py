@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfumato.cli.parse import duration, free_folder, parse
+from sfumato.cli.parse import OutPath, duration, free_folder, parse
 from sfumato.errors import ConfigError
 from sfumato.recipes.presets import recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
@@ -21,7 +21,7 @@ class DemoOptions:
     """Minutes of training; sampling and measuring take about two more on 2 CPU cores."""
     samples: int = 500
     """Images drawn and measured for the report."""
-    out: Path | None = None
+    out: OutPath = None
     """The run's folder; runs/demo (runs/demo-2, ...) if not given."""
     seed: int = 0
     """Seed of the whole run."""

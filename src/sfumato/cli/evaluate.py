@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import duration, parse
+from sfumato.cli.parse import OutPath, duration, parse
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.evaluation.settings import METRICS, Settings
@@ -62,7 +62,7 @@ class EvaluateOptions:
     """Axis order of 4-D arrays where it cannot be told from the shape."""
     weights: Literal["ema", "network"] | None = None
     """The moving average of the weights (ema, if not given), or the raw ones."""
-    out: Path | None = None
+    out: OutPath = None
     """Folder of the results; RUN/evaluation, or evaluations/A-vs-B."""
     cache: Path | None = None
     """Folder of drawn images and features, to share between runs; OUT/cache if not given."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import free_folder
+from sfumato.cli.parse import OutPath, free_folder
 from sfumato.cli.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LatentOptions:
     """Model."""
 
-    out: Path | None = None
+    out: OutPath = None
     """Folder for the files; below RUN if not given."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Name or number of the class; without it a model with label dropout walks unconditionally."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import OutPath, parse
 from sfumato.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LikelihoodOptions:
     """Also write per-image.csv: what finds images unlike those of training."""
     seed: int = 0
     """Seed of noise and levels."""
-    out: Path | None = None
+    out: OutPath = None
     """Folder of the results; RUN/likelihood if not given."""
     force: bool = False
     """Replace results that are there."""

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sfumato.report.words import duration
 
-__all__ = ["duration", "free_folder", "parse"]
+__all__ = ["OutPath", "duration", "free_folder", "parse"]
 
 Options = TypeVar("Options")
+
+OutPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
+"""Where a verb writes: `--out` or `-o`, the same for all."""
 
 
 def parse(

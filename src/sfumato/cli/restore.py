@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sfumato.cli.parse import duration, free_folder, parse
-from sfumato.cli.restore_inputs import listed, partner
+from sfumato.cli.parse import OutPath, duration, free_folder, parse
+from sfumato.cli.restore_inputs import FILES, listed, one_file, partner
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.restoring.names import MethodName
@@ -20,8 +20,6 @@ from sfumato.recipes.restoring.names import MethodName
 if TYPE_CHECKING:
     from sfumato.recipes.model import Model
     from sfumato.recipes.restoring import Done, Drawing, Given, Task
-
-_FILES = (".png", ".tif", ".tiff", ".npy")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class RestoreOptions:
     """A run's folder (its newest checkpoint), or one checkpoint folder."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGES...")]
     """Damaged images, of any size from the model's up; or a folder of them."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: OutPath = None
     """A file (for one image and one answer) or a folder; RUN/restored/... if not given."""
     mask: Path | None = None
     """Where images are damaged (not black), or a folder of masks of the images' names. Transparent
@@ -62,12 +60,12 @@ class RestoreOptions:
     """Plausible answers for each image; several come with their mean and spread."""
     seed: int = 0
     """Answer i is seeded with seed + i."""
-    rounds: int = 2
-    """Conjugate gradients a step (moment-matching)."""
-    times: int = 4
-    """Walks of every level (repaint)."""
-    walk: int = 4
-    """Steps of every way down (daps)."""
+    rounds: int | None = None
+    """Conjugate gradients a step (moment-matching alone; 2 if not given)."""
+    times: int | None = None
+    """Walks of every level (repaint alone; 4 if not given)."""
+    walk: int | None = None
+    """Steps of every way down (daps alone; 4 if not given)."""
     overlap: float = 0.5
     """Share of a window that the next one covers too, in images larger than the model's."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
@@ -110,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
         options.overlap,
     )  # fmt: skip
     images = listed(options.images)
-    single = _single(options, images)
+    single = one_file(options.out, len(images), options.n, options.force)
     set_threads(options.threads)
     model = load(options.run, device=pick_device(options.device))
     for note in model.notes:
@@ -126,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{_png_instead(model)}"
         )
     if not single and out.is_file():
-        raise ConfigError(f"{out} is a file: end its name in {', '.join(_FILES)}, or name a folder")
+        raise ConfigError(f"{out} is a file: end its name in {', '.join(FILES)}, or name a folder")
     if not single and out.exists() and any(out.iterdir()) and not options.force:
         raise ConfigError(f"{out} holds files already: --force replaces them, or give another -o")
     start = time.perf_counter()
@@ -220,23 +218,9 @@ def _given(options: RestoreOptions, path: Path, images: list[Path]) -> Given:
     )
 
 
-def _single(options: RestoreOptions, images: list[Path]) -> bool:
-    """Whether one file is written; ConfigError where it cannot be, or is there."""
-    out = options.out
-    if out is None or out.suffix.lower() not in _FILES or out.is_dir():
-        if out is not None and out.suffix and not out.is_dir():
-            raise ConfigError(f"images are written as {', '.join(_FILES)} or into a folder: {out}")
-        return False
-    if len(images) > 1 or options.n > 1:
-        raise ConfigError(f"{len(images)} images of {options.n} answers: give a folder, not {out}")
-    if out.exists() and not options.force:
-        raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
-    return True
-
-
 def _names(out: Path, path: Path, model: Model) -> Callable[[str], Path]:
     """Names in a folder, of the image's own kind where it can hold the model's images."""
-    suffix = path.suffix.lower() if path.suffix.lower() in _FILES else ".png"
+    suffix = path.suffix.lower() if path.suffix.lower() in FILES else ".png"
     if suffix == ".png":
         suffix = _png_instead(model)
     return lambda ending: out / f"{path.stem}{ending}{suffix}"

@@ -1,4 +1,4 @@
-"""The images that `sfumato restore` is given, and what goes with each."""
+"""The images that `sfumato restore` is given, what goes with each, and where answers go."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfumato.errors import ConfigError
+
+FILES = (".png", ".tif", ".tiff", ".npy")
+"""Endings of what is written."""
+
+
+def one_file(out: Path | None, images: int, answers: int, force: bool) -> bool:
+    """Whether one file is written; ConfigError where it cannot be, or is there."""
+    if out is None or out.suffix.lower() not in FILES or out.is_dir():
+        if out is not None and out.suffix and not out.is_dir():
+            raise ConfigError(f"images are written as {', '.join(FILES)} or into a folder: {out}")
+        return False
+    if images > 1 or answers > 1:
+        raise ConfigError(f"{images} images of {answers} answers: give a folder, not {out}")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
+    return True
 
 
 def partner(given: Path | None, path: Path, option: str, count: int) -> Path | None:

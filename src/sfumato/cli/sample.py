@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import duration, free_folder, parse
+from sfumato.cli.parse import OutPath, duration, free_folder, parse
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.sampler_config import SamplerConfig
@@ -34,7 +34,7 @@ class SampleOptions:
     """Image i is seeded with seed + i: the same picture for any -n."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Name or number of a class to draw (models trained with --classes)."""
-    out: Path | None = None
+    out: OutPath = None
     """Folder for the images; RUN/samples/... if not given."""
     sampler: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(
         default_factory=SamplerOptions

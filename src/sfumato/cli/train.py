@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sfumato.cli.parse import duration, free_folder, parse
+from sfumato.cli.parse import OutPath, duration, free_folder, parse
 from sfumato.errors import ConfigError
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import SUMMARIES, names, recipe
@@ -33,7 +33,7 @@ class TrainOptions:
     """Bookkeeping."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     """Recipe."""
-    out: Path | None = None
+    out: OutPath = None
     """The run's folder; runs/RECIPE (runs/RECIPE-2, ...) if not given."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sfumato.cli.parse import duration, parse
+from sfumato.cli.parse import OutPath, duration, parse
 from sfumato.cli.sampler_options import FlowOptions
 from sfumato.errors import ConfigError
 
@@ -63,7 +63,7 @@ class TuneOptions:
     """What looks at them; as in sfumato evaluate."""
     sampler: Annotated[FlowOptions, tyro.conf.arg(name="")] = field(default_factory=FlowOptions)
     """Sampler: what is tuned for, such as --guidance or --sigma-max."""
-    out: Path | None = None
+    out: OutPath = None
     """Folder of the report; RUN/tuning if not given."""
     cache: Path | None = None
     """Folder of drawn images and features; RUN/evaluation/cache if not given."""

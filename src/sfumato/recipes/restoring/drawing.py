@@ -54,6 +54,7 @@ class Drawing:
             )
         self.model.classes_for([0], self.label)
         self.model.grid(self.sampler)
+        self.how.refuse_unused(None if self.model.condition else self.method)
         own_levels = self.sampler.restarts or self.sampler.table is not None
         if self.method in ("repaint", "daps") and own_levels:
             raise ConfigError(

@@ -27,30 +27,32 @@ from sfumato.restoration import (
 from sfumato.restoration.covariance import Covariance
 from sfumato.solvers import DDIM
 
+_ONLY_OF: dict[str, MethodName] = {"rounds": "moment-matching", "times": "repaint", "walk": "daps"}
+
 
 @dataclass(frozen=True)
 class How:
     """What decides restored images besides the model and what was measured.
 
     `method` None is spectral for models that know their data's frequencies, else moment-matching.
-    `rounds`: conjugate gradients of moment-matching. `times`: walks of repaint. `walk`: steps of
-    each of daps's ways down. `overlap`: share of a window that the next one covers too.
+    `rounds`: conjugate gradients of moment-matching, 2 if None. `times`: walks of repaint, 4.
+    `walk`: steps of each of daps's ways down, 4. `overlap`: share of a window that the next one
+    covers too. Raises ConfigError for numbers that mean nothing.
     """
 
     method: MethodName | None = None
     answers: int = 1
     seed: int = 0
-    rounds: int = 2
-    times: int = 4
-    walk: int = 4
+    rounds: int | None = None
+    times: int | None = None
+    walk: int | None = None
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        for name in ("answers", "rounds", "times", "walk"):
-            if getattr(self, name) < 1:
+        for name in ("answers", *_ONLY_OF):
+            if (value := getattr(self, name)) is not None and value < 1:
                 told = "-n (answers)" if name == "answers" else name
-                raise ConfigError(f"{told} must be at least 1, not {getattr(self, name)}")
+                raise ConfigError(f"{told} must be at least 1, not {value}")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap is a share from 0 to below 1, not {self.overlap}")
 
@@ -66,6 +68,16 @@ class How:
             )
         return self.method or ("spectral" if known else "moment-matching")
 
+    def refuse_unused(self, method: MethodName | None) -> None:
+        """Raise ConfigError for what only other methods use; None: a model that needs none."""
+        for name, user in _ONLY_OF.items():
+            if getattr(self, name) is not None and method != user:
+                used = f"the method here is {method}" if method else "no method is needed here"
+                raise ConfigError(
+                    f"--{name} is of the method {user} alone, and {used}: leave it out"
+                    + (f", or add --method {user}" if method else "")
+                )
+
     def bend(
         self,
         denoise: Denoiser,
@@ -78,14 +90,14 @@ class How:
         method = self.named(known=covariance is not None)
         if method == "daps":
             down = DDIM() if isinstance(solver, DDIM) else solver  # along the flow
-            return denoise, DAPS(measured, down, self.walk)
+            return denoise, DAPS(measured, down, self.walk or 4)
         if method == "repaint":
             bent = Restored(denoise, measured, Replacement(noise))
-            return bent, Repaint(solver, self.times)
+            return bent, Repaint(solver, self.times or 4)
         if method == "spectral" and covariance is not None:
             return Restored(denoise, measured, CovarianceMatching(covariance)), solver
         methods: dict[str, Method] = {
-            "moment-matching": MomentMatching(self.rounds),
+            "moment-matching": MomentMatching(self.rounds or 2),
             "replace": Replacement(noise),
             "ddrm": DDRM(),
             "dps": DPS(),

@@ -104,7 +104,8 @@ def restored(model: Model, damage: Damage, how: How, answer: int, steps: int, ba
 
     Answers 0 and 1, 2 and 3, ... are antithetic, as those of `sfumato restore -n` are.
     """
-    sampler = replace(usual_sampler(model.recipe.sampler), steps=steps)
+    method = how.named(known=model.network.spectrum is not None)
+    sampler = replace(usual_sampler(model.recipe.sampler, method), steps=steps)
     grid, solver = model.grid(sampler), model.solver(sampler)
     known_of = model.network.spectrum
     covariance = known_of.covariance if isinstance(known_of, Spectral) else None

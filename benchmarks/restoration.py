@@ -45,7 +45,10 @@ from sfumato.recipes.restoring.names import METHODS
 from sfumato.recipes.run_config import RunConfig
 
 RESULTS = Path(__file__).parent / "results"
-HEADER = ["| | PSNR, dB | SSIM | features | s an image |", "|---|---:|---:|---:|---:|"]
+HEADER = [
+    "| | PSNR, dB | SSIM | features | s an image | error / spread |",
+    "|---|---:|---:|---:|---:|---:|",
+]
 EXACT = 58.9
 """dB of an image that is true but for rounding to 8 bits; more counts as that."""
 
@@ -77,8 +80,14 @@ class Rows:
         here = self.tables.get(table, {})
         return any(here.get(name, {}).get("by") != by for name in names)
 
-    def add(self, table: str, name: str, by: str, x: Tensor, truth: Tensor, each: float) -> None:
-        """Measure images, and keep the row; `each` is the seconds an image took."""
+    def add(
+        self, table: str, name: str, by: str, x: Tensor, truth: Tensor, each: float,
+        var: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Measure images, and keep the row; `each` is the seconds an image took.
+
+        `var`: of the answers that `x` is the mean of, which should be its squared error's mean.
+        """
         far = (self._features(x) - self._true_features(truth)).norm(dim=1).mean()
         row = {
             "by": by,
@@ -87,6 +96,8 @@ class Rows:
             "features": float(far),
             "seconds": each,
         }
+        if var is not None:
+            row["calibration"] = float(((x - truth).square().sum() / var.sum()).sqrt())
         self.tables.setdefault(table, {})[name] = row
         write_text(self.path, json.dumps({"settings": self.settings, "tables": self.tables}))
         print(f"{table}: {line(name, row)}", flush=True)
@@ -105,7 +116,8 @@ class Rows:
 
 def line(name: str, row: dict[str, Any]) -> str:
     numbers = [f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['features']:.2f}"]
-    return f"| {' | '.join([name, *numbers, format(row['seconds'], '.3f')])} |"
+    told = format(row["calibration"], ".2f") if "calibration" in row else ""
+    return f"| {' | '.join([name, *numbers, format(row['seconds'], '.3f'), told])} |"
 
 
 def drawn(
@@ -118,13 +130,17 @@ def drawn(
     if not rows.missing(table, list(names.values()), by):
         return
     total, start = torch.zeros_like(truth), time.perf_counter()
+    squares = torch.zeros_like(truth)
     for number in range(answers):
-        total += draw(number)
+        answer = draw(number)
+        total += answer
+        squares += answer.square()
         if number == 0:
             each = (time.perf_counter() - start) / len(truth)
         if name := names.get(number + 1):
             mean = total / (number + 1)
-            rows.add(table, name, by, mean, truth, (number + 1) * each)
+            var = squares / (number + 1) - mean.square() if number + 1 == answers > 2 else None
+            rows.add(table, name, by, mean, truth, (number + 1) * each, var)
 
 
 def single(
@@ -222,7 +238,8 @@ def head(
         f"`{model.recipe.name}`, {model.images_seen:,} training images, {args.steps} steps, on "
         f"{args.n} test images. PSNR of the whole image, an exact one counting as "
         f"{EXACT} dB; features are EfficientNet's, their "
-        "distance to the true image's. Known pixels are kept, in every row.",
+        "distance to the true image's. Known pixels are kept, in every row. Error over spread: the "
+        "mean's root mean squared error over the answers' deviation, 1 where that tells it.",
     ]
     if paired is not None:
         lines += [

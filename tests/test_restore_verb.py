@@ -155,9 +155,7 @@ def test_where_nothing_is_known_it_is_a_sample(
     assert restore(runs(kind), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--seed", 4, "-o",
                    out) == 0  # fmt: skip
     assert "nothing is known of it, so these are samples" in capsys.readouterr().out
-    options = ["--solver", "ddim", "--eta", "1", "--batch", "1", *FAST]
-    if kind == "ladder":
-        options += ["--grid", "uniform"]
+    options = ["--solver", "dpm++2m-sde", "--grid", "karras", "--rho", "20", "--batch", "1", *FAST]
     assert main(["sample", str(runs(kind)), "-n", "1", "--seed", "4", "--out", str(tmp_path / "s"),
                  *options]) == 0  # fmt: skip
     (sampled,) = (p for p in (tmp_path / "s").rglob("*.png") if re.fullmatch(r"\d+", p.stem))
@@ -415,7 +413,7 @@ def test_an_answer_is_the_same_whatever_others_are_asked_for(
     model = load(runs("rgb"))
     measured = measured_of(size)
     for batch in (1, 3):
-        sampler = replace(usual_sampler(model.recipe.sampler), steps=3, batch=batch)
+        sampler = replace(usual_sampler(model.recipe.sampler, method), steps=3, batch=batch)
 
         def answers(seed: int, count: int, sampler: Any = sampler) -> Any:
             how = How(method=method, answers=count, seed=seed)  # type: ignore[arg-type]

@@ -26,9 +26,12 @@ from sfumato.parameterization import (
 )
 from sfumato.randomness import Noise, Purpose
 from sfumato.recipes.loading import load
+from sfumato.recipes.restoring import How, usual_sampler
 from sfumato.recipes.restoring.drawing import deviation
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
+from sfumato.recipes.sampler_config import SamplerConfig
+from sfumato.recipes.samplers import solver_of
 from sfumato.restoration import CovarianceMatching, Mask, Measured, Restored
 from sfumato.sampling import sample
 from sfumato.solvers import DDIM, Heun
@@ -366,3 +369,24 @@ def test_a_run_of_pairs_knows_them(tmp_path: Path) -> None:
     noise = 80 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     found = spectral(x0 + noise, torch.tensor(80.0), torch.zeros(()), y)
     assert float((found - x0).square().mean()) < 1e-3 * float(x0.var())
+
+
+def test_the_usual_sampler_of_restoration_tells_how_uncertain_it_is() -> None:
+    """In 18 steps answers spread as the posterior does, which DDIM's with fresh noise do not."""
+    oracle, spectral = gaussian(), knowing(gaussian())
+    measured, mean, covariance = masked(oracle, 0.2)
+    usual = usual_sampler(SamplerConfig(), "spectral")
+    assert usual.steps == 18
+    shares: list[float] = []
+    for solver, rho in ((solver_of(usual), usual.rho), (DDIM(1.0), 7.0)):
+        noise = Noise(tuple(range(1000)), antithetic=True)
+        how = How(method="spectral")
+        known = Known(oracle, 2e-3, 80.0, 80.0**2)
+        bent, solver = how.bend(known, solver, measured, noise, spectral.covariance)
+        x = 80 * noise.normal(SHAPE, Purpose.START, F64)
+        for step in sample(bent, solver, karras(18, 0.002, 80.0, rho=rho), x, noise):
+            x = step.x
+        shares.append(float(x.flatten(1).var(0).sum() / covariance.trace()))
+        assert float((x.flatten(1).mean(0) - mean).norm() / covariance.trace().sqrt()) < 0.05
+    assert shares[0] == pytest.approx(1.0, abs=0.2)
+    assert shares[1] < 0.7

@@ -73,7 +73,8 @@ class RestoreOptions:
     sampler: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(
         default_factory=SamplerOptions
     )
-    """Sampler; DDIM with eta 1, 18 steps, if not given; --batch is of answers to one image, 1."""
+    """Sampler; if not given, 18 steps of dpm++2m-sde (spectral, moment-matching) or of DDIM with
+    eta 1; --batch is of answers to one image, 1."""
     force: bool = False
     """Replace files that are there."""
     device: str = "auto"
@@ -113,7 +114,8 @@ def run(arguments: Sequence[str]) -> int:
     model = load(options.run, device=pick_device(options.device))
     for note in model.notes:
         print(f"note: {note}")
-    usual = usual_sampler(model.recipe.sampler)
+    known = model.network.spectrum is not None
+    usual = usual_sampler(model.recipe.sampler, how.named(known=known))
     if model.condition is not None:
         usual = replace(model.recipe.sampler, batch=usual.batch)
     drawing = Drawing(model, how, options.sampler.over(usual), options.class_)

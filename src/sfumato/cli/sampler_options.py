@@ -65,7 +65,7 @@ class CommonOptions(FlowOptions):
     tolerance: float | None = None
     """Relative and absolute tolerance of a step (rk45)."""
     heat: float | None = None
-    """Noise of dpm++sde and dpm++2m-sde: 0 none, 1 the reverse SDE's."""
+    """Noise of dpm++sde, dpm++2m-sde and multistep-sde: 0 none, 1 the reverse SDE's."""
     snr: float | None = None
     """Signal-to-noise ratio of the correction (pc)."""
     corrections: int | None = None

@@ -35,6 +35,7 @@ SolverName = Literal[
     "ancestral",
     "dpm++sde",
     "dpm++2m-sde",
+    "multistep-sde",
     "dpm++2s-ancestral",
     "reverse-diffusion",
     "euler-maruyama",
@@ -84,7 +85,7 @@ class SamplerConfig:
     tolerance: float = 1e-4
     """Relative and absolute tolerance of a step (rk45)."""
     heat: float = 1.0
-    """Noise of dpm++sde and dpm++2m-sde: 0 is none, 1 that of the reverse SDE."""
+    """Noise of dpm++sde, dpm++2m-sde and multistep-sde: 0 none, 1 the reverse SDE's."""
     snr: float = 0.16
     """Signal-to-noise ratio of the correction (pc)."""
     corrections: int = 1

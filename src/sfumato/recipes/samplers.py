@@ -151,6 +151,8 @@ def _stochastic(config: SamplerConfig, process: Process, lowest: float) -> Solve
         case "dpm++sde":
             return ExponentialSDE(1, config.heat)
         case "dpm++2m-sde":
+            return ExponentialSDE(2, config.heat, published=True)
+        case "multistep-sde":
             return ExponentialSDE(2, config.heat)
         case "dpm++2s-ancestral":
             return Overshoot(SingleStep(2))

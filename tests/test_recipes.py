@@ -389,6 +389,18 @@ def test_progress_tells_the_share_waited() -> None:
     assert (progress.images, progress.seconds, progress.share) == (20, 4.0, 0.2)
 
 
+def test_what_a_time_limit_leaves_is_told_at_the_pace_of_now() -> None:
+    progress = Progress(1000, 100.0)
+    assert progress.expected_images() == 1000
+    progress.go_on(100, {"seconds": 50.0})  # a slow session: 2 images a second
+    assert progress.expected_images() == 200
+    assert progress.expected_images(6.0) == 100 + 6 * 50
+    assert progress.expected_images(60.0) == 1000
+    progress.go_on(200, {"seconds": 120.0})
+    assert progress.expected_images(6.0) == 200
+    assert Progress(1000, 0.0, images=100).expected_images(6.0) == 1000
+
+
 DRAWS = {"edm": "log-normal", "vp": "time", "subvp": "time", "ve": "log-uniform"}
 PREDICTS = ("edm", "noise", "x0", "v", "mean", "score")
 OF_A_LADDER = ("bound", "ddim-bound", "mean")

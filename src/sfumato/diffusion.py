@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from sfumato.gaussian import Gaussian, per_example
@@ -26,13 +27,13 @@ def add_noise(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 
     DDPM's x_t is this divided by sqrt(1 + sigma^2) (DDPM eq. 4).
     """
-    return x0 + expand(sigma, x0) * noise
+    return torch.addcmul(x0, expand(sigma, x0), noise)
 
 
 def posterior(x0: Tensor, x: Tensor, sigma: Tensor, s: Tensor) -> Gaussian:
     """Return q(x_s | x_sigma, x0) for s < sigma (DDPM eq. 6-7; sigmas [] or [B], float64)."""
     keep = (s / sigma) ** 2
-    mean = expand(keep, x) * x + expand(1 - keep, x) * x0
+    mean = torch.addcmul(expand(1 - keep, x) * x0, expand(keep, x), x)
     return Gaussian(mean, expand(s**2 * (1 - keep), x))
 
 
@@ -43,7 +44,7 @@ def transition(x0: Gaussian, x: Tensor, sigma: Tensor, s: Tensor) -> Gaussian:
     ("fixed small"), sigma^2 / (1 + sigma^2) its beta ("fixed large"); a learned one lies between.
     """
     keep = (s / sigma) ** 2
-    mean = expand(keep, x) * x + expand(1 - keep, x) * x0.mean
+    mean = torch.addcmul(expand(1 - keep, x) * x0.mean, expand(keep, x), x)
     var = expand(s**2 * (1 - keep), x) + expand((1 - keep) ** 2, x) * to_like(x0.var, x)
     return Gaussian(mean, var)
 

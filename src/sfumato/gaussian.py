@@ -23,7 +23,7 @@ class Gaussian:
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return mean + sqrt(var) * noise, `noise` being standard normal of mean's shape."""
-        return self.mean + self.var.sqrt() * noise
+        return torch.addcmul(self.mean, self.var.sqrt(), noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density of x in nats, element by element, [B, *data]."""

@@ -174,7 +174,7 @@ def _train(run: Run, say: Callable[[str], None]) -> str | None:
 
     say(f"training to {run.folder} (Ctrl-C stops it and keeps what was learned)")
     several = run.processes.count > 1
-    expected = run.progress.expected_images
+    expected = run.progress.expected_images()
     images, seconds = run.images, run.seconds
     with (
         Interruption(patient=several) as interruption,
@@ -189,9 +189,9 @@ def _train(run: Run, say: Callable[[str], None]) -> str | None:
         for record in run.steps():
             if record.message and run.processes.first:
                 bar.write(record.message)
-            bar.total = run.progress.expected_images
             # By the seconds of training: previews and measuring would make a bar's own rate jump.
             rate = (record.images - images) / max(run.seconds - seconds, 1e-9)
+            bar.total = run.progress.expected_images(rate)
             left = (bar.total - record.images) / rate if rate > 0 else None
             told = _postfix(record.loss, run.progress.waited_share)
             bar.set_description_str(f"{_pace(rate, left)}, {told}", refresh=False)

@@ -45,10 +45,17 @@ class Progress:
         clock = self.seconds / self.limit_seconds if self.limit_seconds else 0.0
         return min(max(self.images / self.total_images, clock), 1.0)
 
-    @property
-    def expected_images(self) -> int:
-        """Estimate of the images seen at the end."""
-        return round(self.images / self.share) if self.share else self.total_images
+    def expected_images(self, rate: float | None = None) -> int:
+        """Return an estimate of the images seen at the end, at `rate` images a second from here.
+
+        Without one they go on at the pace of all sessions so far.
+        """
+        if not self.limit_seconds or not self.share:
+            return self.total_images
+        if rate is None:
+            return round(self.images / self.share)
+        coming = rate * max(self.limit_seconds - self.seconds, 0.0)
+        return min(self.images + round(coming), max(self.total_images, self.images))
 
     @property
     def waited_share(self) -> float:

@@ -167,10 +167,12 @@ def measure(
             lambda: linear(spectrum, damage),
         )  # fmt: skip
     usual = How().named(known=model.network.spectrum is not None)
-    drawn(
-        rows, table, usual, model.fingerprint, x0, args.answers,
-        lambda answer: restored(model, damage, How(), answer, args.steps, args.batch),
-    )  # fmt: skip
+    for steps in (args.steps, args.steps // 2):
+        label = usual if steps == args.steps else f"{usual}, {steps} steps"
+        drawn(
+            rows, table, label, model.fingerprint, x0, args.answers,
+            lambda answer, steps=steps: restored(model, damage, How(), answer, steps, args.batch),
+        )  # fmt: skip
     if paired is not None and damage.name.startswith("clouds"):
         by = paired.fingerprint
         drawn(

@@ -21,7 +21,6 @@ from sfumato.gaussian import Gaussian
 from sfumato.parameterization import Spectral
 from sfumato.randomness import Noise
 from sfumato.recipes.model import Model
-from sfumato.recipes.paired import answers
 from sfumato.recipes.restoring import How, usual_sampler
 from sfumato.restoration import CovarianceMatching, Mask, Measured
 from sfumato.sampling import sample, start_from_prior
@@ -137,10 +136,22 @@ def linear(spectrum: Spectral, damage: Damage) -> Tensor:
     return in_place(damage, found)
 
 
-def answered(model: Model, damage: Damage, answer: int) -> Tensor:
+def answered(model: Model, damage: Damage, answer: int, steps: int, batch: int) -> Tensor:
     """One answer of a model trained on pairs; it is given what a camera would see."""
-    seeds = range(APART * answer, APART * answer + len(damage.x0))
-    return in_place(damage, torch.cat(list(answers(model, given(model, damage), seeds))))
+    sampler = replace(usual_sampler(model.recipe.sampler, None), steps=steps)
+    grid, solver, starts = model.grid(sampler), model.solver(sampler), given(model, damage)
+    start = APART * (answer - answer % 2) + answer % 2
+    parts: list[Tensor] = []
+    for first in range(0, len(damage.x0), batch):
+        seen = starts[first : first + batch]
+        noise = Noise(tuple(start + 2 * (first + i) for i in range(len(seen))), antithetic=True)
+        denoise = model.bound(noise.seeds, images=seen)
+        x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)
+        with torch.no_grad():
+            for step in sample(denoise, solver, grid, x, noise):
+                x = step.x
+        parts.append(in_place(damage, x, first))
+    return torch.cat(parts)
 
 
 def told_mask(model: Model) -> bool:

@@ -176,8 +176,8 @@ def measure(
     if paired is not None and damage.name.startswith("clouds"):
         by = paired.fingerprint
         drawn(
-            rows, table, "trained on pairs", by, x0, min(args.answers, 2),
-            lambda answer: answered(paired, damage, answer),
+            rows, table, "trained on pairs", by, x0, args.answers,
+            lambda answer: answered(paired, damage, answer, args.steps, args.batch),
         )  # fmt: skip
         single(
             rows, table, "trained on pairs, predicted mean", by, x0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,8 +73,8 @@ class RestoreOptions:
     sampler: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(
         default_factory=SamplerOptions
     )
-    """Sampler; if not given, 18 steps of dpm++2m-sde (spectral, moment-matching) or of DDIM with
-    eta 1; --batch is of answers to one image, 1."""
+    """Sampler; if not given, 18 steps of dpm++2m-sde (spectral, moment-matching, pairs) or of DDIM
+    with eta 1; --batch is of answers to one image, 1."""
     force: bool = False
     """Replace files that are there."""
     device: str = "auto"
@@ -115,9 +115,8 @@ def run(arguments: Sequence[str]) -> int:
     for note in model.notes:
         print(f"note: {note}")
     known = model.network.spectrum is not None
-    usual = usual_sampler(model.recipe.sampler, how.named(known=known))
-    if model.condition is not None:
-        usual = replace(model.recipe.sampler, batch=usual.batch)
+    method = None if model.condition is not None else how.named(known=known)
+    usual = usual_sampler(model.recipe.sampler, method)
     drawing = Drawing(model, how, options.sampler.over(usual), options.class_)
     out = options.out or free_folder(model.run / "restored" / images[0].stem)
     if single and out.suffix.lower() == ".png" and _png_instead(model) != ".png":

@@ -107,16 +107,16 @@ class How:
         return Restored(denoise, measured, methods[method]), solver
 
 
-def usual_sampler(config: SamplerConfig, method: MethodName) -> SamplerConfig:
+def usual_sampler(config: SamplerConfig, method: MethodName | None) -> SamplerConfig:
     """Return the sampler of a recipe as restoration uses it if nothing else is asked for.
 
     One with fresh noise: what was filled in badly is forgotten, where the flow would keep it. Of
     order 2, its levels nearly even in log sigma, where the method bends the denoiser smoothly: one
     of order 1 leaves out, of few steps, half the variance of the answers. DDIM for the others,
-    which push at every step. Answers are found one by one, for most are asked for one, and a batch
-    is always a whole one.
+    which push at every step. A model of pairs needs no method (None), and nothing bends it. Answers
+    are found one by one, for most are asked for one, and a batch is always a whole one.
     """
-    if method in ("spectral", "moment-matching"):
+    if method in (None, "spectral", "moment-matching"):
         smooth = replace(plain(config, "dpm++2m-sde"), heat=1.0, grid="karras", rho=20.0)
         return replace(smooth, steps=18, batch=1)
     return replace(sub_sequence(plain(config, "ddim")), eta=1.0, steps=18, batch=1)

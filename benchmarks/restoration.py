@@ -224,6 +224,11 @@ def check_pairs(paired: Model, softness: float) -> str:
     return f"under clouds of the same kind, of {low:.0%} to {high:.0%} cover"
 
 
+def millions(model: Model) -> str:
+    """How large a network is."""
+    return f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.2f} M parameters"
+
+
 def head(
     args: argparse.Namespace, about: dict[str, Any], model: Model, paired: Model | None,
     pairs: str, thin: float,
@@ -237,19 +242,19 @@ def head(
         "",
         setting(about, where, busy),
         "",
-        f"`{model.recipe.name}`, {model.images_seen:,} training images, {args.steps} steps, on "
-        f"{args.n} test images. PSNR of the whole image, an exact one counting as "
-        f"{EXACT} dB; features are EfficientNet's, their "
-        "distance to the true image's. Known pixels are kept, in every row. Error over spread: the "
+        f"`{model.recipe.name}`, {millions(model)}, {model.images_seen:,} training images, "
+        f"{args.steps} steps, on {args.n} test images. PSNR of the whole image, an exact one "
+        f"counting as {EXACT} dB; features are EfficientNet's, their distance to the true "
+        "image's. Known pixels are kept, in every row. Error over spread: the "
         "mean's root mean squared error over the answers' deviation, 1 where that tells it.",
     ]
     if paired is not None:
         lines += [
             "",
-            f"Trained on pairs: `{paired.recipe.name}`, {paired.images_seen:,} training images "
-            f"{pairs}. It is given the clouded image and {'the' if told_mask(paired) else 'no'} "
-            "mask; the others are given the mask of all that is not the ground as it is and the "
-            "image outside it. Clouds are thin at "
+            f"Trained on pairs: `{paired.recipe.name}`, {millions(paired)}, "
+            f"{paired.images_seen:,} training images {pairs}. It is given the clouded image and "
+            f"{'the' if told_mask(paired) else 'no'} mask; the others are given the mask of all "
+            "that is not the ground as it is and the image outside it. Clouds are thin at "
             f"their edges: through {thin:.0%} of the pixels in the mask some of the ground is "
             "seen, which only this model can use. Its predicted mean is one network call.",
         ]

@@ -19,9 +19,11 @@ from sfumato.data.images import Images
 from sfumato.data.pixels import from_model, to_model
 from sfumato.gaussian import Gaussian
 from sfumato.parameterization import Spectral
+from sfumato.protocols import Denoiser, Solver
 from sfumato.randomness import Noise
 from sfumato.recipes.model import Model
 from sfumato.recipes.restoring import How, usual_sampler
+from sfumato.recipes.restoring.names import MethodName
 from sfumato.restoration import CovarianceMatching, Mask, Measured
 from sfumato.sampling import sample, start_from_prior
 
@@ -103,22 +105,33 @@ def restored(model: Model, damage: Damage, how: How, answer: int, steps: int, ba
 
     Answers 0 and 1, 2 and 3, ... are antithetic, as those of `sfumato restore -n` are.
     """
-    method = how.named(known=model.network.spectrum is not None)
-    sampler = replace(usual_sampler(model.recipe.sampler, method), steps=steps)
-    grid, solver = model.grid(sampler), model.solver(sampler)
     known_of = model.network.spectrum
     covariance = known_of.covariance if isinstance(known_of, Spectral) else None
+
+    def bent(rows: slice, noise: Noise, solver: Solver[Any]) -> tuple[Denoiser, Solver[Any]]:
+        x0, known = (part[rows].to(model.device) for part in (damage.x0, damage.known))
+        measured = Measured(Mask(known), x0 * known)
+        return how.bend(model.denoiser, solver, measured, noise, covariance)
+
+    method = how.named(known=known_of is not None)
+    return _walked(model, damage, method, answer, steps, batch, bent)
+
+
+def _walked(
+    model: Model, damage: Damage, method: MethodName | None, answer: int, steps: int, batch: int,
+    asked: Callable[[slice, Noise, Solver[Any]], tuple[Denoiser, Solver[Any]]],
+) -> Tensor:  # fmt: skip
+    """Answers by restoration's usual sampler; `asked` says what is sampled of some images."""
+    sampler = replace(usual_sampler(model.recipe.sampler, method), steps=steps)
+    grid, solver = model.grid(sampler), model.solver(sampler)
     start = APART * (answer - answer % 2) + answer % 2
     parts: list[Tensor] = []
     for first in range(0, len(damage.x0), batch):
-        x0, known = (
-            part[first : first + batch].to(model.device) for part in (damage.x0, damage.known)
-        )
-        seeds = tuple(start + 2 * (first + i) for i in range(len(x0)))
+        rows = slice(first, min(first + batch, len(damage.x0)))
+        seeds = tuple(start + 2 * i for i in range(rows.start, rows.stop))
         noise = Noise(seeds, antithetic=True)
-        measured = Measured(Mask(known), x0 * known)
-        denoise, walk = how.bend(model.denoiser, solver, measured, noise, covariance)
-        x = start_from_prior(denoise, grid[0], tuple(x0.shape[1:]), noise, device=model.device)
+        denoise, walk = asked(rows, noise, solver)
+        x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)
         for step in sample(denoise, walk, grid, x, noise):
             x = step.x
         parts.append(in_place(damage, x, first))
@@ -138,20 +151,13 @@ def linear(spectrum: Spectral, damage: Damage) -> Tensor:
 
 def answered(model: Model, damage: Damage, answer: int, steps: int, batch: int) -> Tensor:
     """One answer of a model trained on pairs; it is given what a camera would see."""
-    sampler = replace(usual_sampler(model.recipe.sampler, None), steps=steps)
-    grid, solver, starts = model.grid(sampler), model.solver(sampler), given(model, damage)
-    start = APART * (answer - answer % 2) + answer % 2
-    parts: list[Tensor] = []
-    for first in range(0, len(damage.x0), batch):
-        seen = starts[first : first + batch]
-        noise = Noise(tuple(start + 2 * (first + i) for i in range(len(seen))), antithetic=True)
-        denoise = model.bound(noise.seeds, images=seen)
-        x = start_from_prior(denoise, grid[0], model.format.shape, noise, device=model.device)
-        with torch.no_grad():
-            for step in sample(denoise, solver, grid, x, noise):
-                x = step.x
-        parts.append(in_place(damage, x, first))
-    return torch.cat(parts)
+    starts = given(model, damage)
+
+    def bound(rows: slice, noise: Noise, solver: Solver[Any]) -> tuple[Denoiser, Solver[Any]]:
+        return model.bound(noise.seeds, images=starts[rows]), solver
+
+    with torch.no_grad():
+        return _walked(model, damage, None, answer, steps, batch, bound)
 
 
 def told_mask(model: Model) -> bool:

@@ -173,14 +173,18 @@ def given(model: Model, damage: Damage) -> Tensor:
     return torch.cat([damage.seen, 1 - 2 * damage.known.to(damage.seen)], 1)
 
 
-def posterior_mean(model: Model, damage: Damage, batch: int) -> Tensor:
-    """What a model trained on pairs predicts from noise alone: the mean of its answers, at once."""
+def posterior_mean(model: Model, damage: Damage, batch: int, *, mirror: bool = False) -> Tensor:
+    """What a model trained on pairs predicts from noise alone: the mean of its answers, at once.
+
+    `mirror` averages it with what is predicted for the mirror image.
+    """
     high, starts = model.grid()[0], given(model, damage)
+    sampler = replace(model.recipe.sampler, mirror=mirror)
     parts: list[Tensor] = []
     for first in range(0, len(damage.x0), batch):
         seen = starts[first : first + batch]
         seeds = range(first, first + len(seen))
-        denoise = model.bound(seeds, images=seen)
+        denoise = model.bound(seeds, sampler=sampler, images=seen)
         x = start_from_prior(
             denoise, high, model.format.shape, Noise(tuple(seeds)), device=model.device
         )

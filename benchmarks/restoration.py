@@ -179,10 +179,12 @@ def measure(
             rows, table, "trained on pairs", by, x0, args.answers,
             lambda answer: answered(paired, damage, answer, args.steps, args.batch),
         )  # fmt: skip
-        single(
-            rows, table, "trained on pairs, predicted mean", by, x0,
-            lambda: posterior_mean(paired, damage, args.batch),
-        )  # fmt: skip
+        for mirror in (False, True) if paired.recipe.flip else (False,):
+            label = "trained on pairs, predicted mean" + (", mirrored too" if mirror else "")
+            single(
+                rows, table, label, by, x0,
+                lambda mirror=mirror: posterior_mean(paired, damage, args.batch, mirror=mirror),
+            )  # fmt: skip
 
 
 def by_method(rows: Rows, damage: Damage, model: Model, args: argparse.Namespace) -> str:
@@ -256,7 +258,8 @@ def head(
             f"{'the' if told_mask(paired) else 'no'} mask; the others are given the mask of all "
             "that is not the ground as it is and the image outside it. Clouds are thin at "
             f"their edges: through {thin:.0%} of the pixels in the mask some of the ground is "
-            "seen, which only this model can use. Its predicted mean is one network call.",
+            "seen, which only this model can use. Its predicted mean is one network call"
+            + (", mirrored too a second one for the mirror image." if paired.recipe.flip else "."),
         ]
     return lines
 

@@ -403,9 +403,27 @@ def test_another_solver_leaves_the_options_of_the_own_one(
     for _ in open_run(folder, data, small(sampler=sampler)).steps():
         pass
     assert call("sample", folder, "-n", 1, "--solver", "heun", "--out", tmp_path / "heun") == 0
-    assert call("sample", folder, "-n", 1, "--clip", "True", "--out", tmp_path / "ddim") == 0
+    assert call("sample", folder, "-n", 1, "--clip", "--out", tmp_path / "ddim") == 0
     record = tomllib.loads((tmp_path / "ddim/sample.toml").read_text())["sampler"]
     assert (record["eta"], record["clip"]) == (0.5, True)
+
+
+def test_a_choice_that_the_run_makes_is_made_by_a_flag_too(
+    tmp_path: Path, data: Path, capsys: Capture
+) -> None:
+    for own in (True, False):
+        folder = tmp_path / f"{own}"
+        chosen = small(sampler=replace(small().sampler, clip=own))
+        list(open_run(folder, data, chosen).steps())
+        for words, clip in {
+            (): own, ("--clip",): True, ("--clip", "True"): True, ("--no-clip",): False,
+            ("--clip", "False"): False, ("--clip=False",): False,
+        }.items():  # fmt: skip
+            out = tmp_path / "-".join(["drawn", f"{own}", *words])
+            assert call("sample", folder, *words, "-n", 1, "--out", out) == 0
+            assert tomllib.loads((out / "sample.toml").read_text())["sampler"]["clip"] is clip
+    assert call("sample", folder, "-n", 1, "--clip", "Yes") == 2
+    assert "Unrecognized options: Yes" in capsys.readouterr().err
 
 
 def test_info_on_a_recipe_of_the_users_own(capsys: Capture, tmp_path: Path, data: Path) -> None:

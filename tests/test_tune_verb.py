@@ -149,7 +149,7 @@ def test_options_choose_between_tuned_and_fixed() -> None:
     assert chosen(nfe=5).solver == "heun"
     with pytest.raises(ConfigError, match="cannot spend exactly 6"):  # heun, as guided
         chosen(nfe=6, guidance=2.0)
-    with pytest.raises(ConfigError, match="guidance, clipping or range would make it another"):
+    with pytest.raises(ConfigError, match="clipping, mirror or range would make it another"):
         chosen(nfe=6, solver="tuned", guidance=2.0)
     with pytest.raises(ConfigError, match="rho would make it another"):
         chosen(nfe=6, solver="tuned", rho=5.0)
@@ -241,7 +241,7 @@ def test_another_search_is_another(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(tuning.Tuner, "walk", never)
     assert main(command(run, "--nfe", "3", "--screen", "0", "--batch", "2")) == 0
-    for other in (["--held-out", "3"], ["--seed", "1"], ["--clip", "True"]):
+    for other in (["--held-out", "3"], ["--seed", "1"], ["--clip"]):
         with pytest.raises(AssertionError, match="taught again"):
             main(command(run, "--nfe", "3", "--screen", "0", *other))
 
@@ -281,7 +281,7 @@ def test_compare_takes_a_tuned_one_for_its_own_denoiser_only(
 ) -> None:
     assert main(command(run, "--nfe", "3", "--screen", "0")) == 0
     words = ["compare", str(run), "--threads", "1", "-n", "20", "--nfe", "3", "--solvers", "euler"]
-    assert main([*words, "tuned", "--clip", "True"]) == 0
+    assert main([*words, "tuned", "--clip"]) == 0
     assert "left out: tuned at 3: it was tuned for another" in capsys.readouterr().out
     assert main([*words, "tuned", "--batch", "100", "--screen", "1"]) == 0
     assert "tuned" in capsys.readouterr().out.partition("trajectory error")[2]

@@ -29,14 +29,19 @@ def parse(
     description: str,
     default: Options | None = None,
 ) -> Options:
-    """Return `cls` filled in from the arguments; help and usage errors print and exit."""
+    """Return `cls` filled in from the arguments; help and usage errors print and exit.
+
+    A choice that the run makes if nothing is said (`bool | None`) is made by `--name` or
+    `--no-name` alone, as any other flag is.
+    """
     config = (tyro.conf.AvoidSubcommands,)
+    arguments = list(_flags_said(cls, arguments))
     try:
         return tyro.cli(
             cls,
             prog=f"sfumato {verb}",
             description=description,
-            args=list(arguments),
+            args=arguments,
             default=default if default is not None else tyro.MISSING_NONPROP,
             config=config,
         )
@@ -45,6 +50,28 @@ def parse(
             for hint in _nearest_choices(cls, arguments):
                 print(f"sfumato {verb}: {hint}", file=sys.stderr)
         raise
+
+
+def _flags_said(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments with `--name` for `--name True`, where tyro wants the value too."""
+    unsaid = set(_unsaid(cls))
+    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name = word.removeprefix("--").removeprefix("no-")
+        if not word.startswith("--") or name not in unsaid:
+            yield word
+        elif word.startswith("--no-"):
+            yield from (f"--{name}", "False")
+        else:
+            yield from (word,) if value in ("True", "False", "None") else (word, "True")
+
+
+def _unsaid(kind: Any) -> Iterator[str]:
+    """Options of `bool | None`, also of fields of fields."""
+    for name, hint in get_type_hints(kind).items():
+        if set(get_args(hint)) == {bool, type(None)}:
+            yield name.replace("_", "-")
+        elif is_dataclass(hint):
+            yield from _unsaid(hint)
 
 
 def _nearest_choices(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:

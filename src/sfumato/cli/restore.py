@@ -280,7 +280,8 @@ def _page(
         "model": f"{model.recipe.name}, {model.path}",
         "task": _task_in_words(options) if model.condition is None else "as in the pairs",
         "method": method,
-        "sampler": f"{config.solver}, {len(drawing.grid()) - 1} steps",
+        "sampler": f"{config.solver}, {len(drawing.grid()) - 1} steps"
+        + (", averaged over mirror images" if config.mirror else ""),
         "answers": f"{drawing.how.answers}, from seed {drawing.how.seed}",
         "answers at once": f"{config.batch}",
         "images": str(len(found)),

@@ -33,6 +33,9 @@ class FlowOptions:
     """On a ladder: ask the network between its levels too."""
     clip: bool | None = None
     """Clamp every prediction of x0 to the pixel range."""
+    mirror: bool | None = None
+    """Average every prediction of x0 with that for the mirror image, at twice the work (models
+    trained with --flip)."""
     guidance: float | None = None
     """Classifier-free guidance (1 is off), at twice the work. Needs label dropout."""
     guidance_interval: tuple[float, float] | None = None
@@ -147,10 +150,10 @@ class SamplerOptions(CommonOptions):
             if not rest and same_flow(own, replace(default, **bounds)):
                 return own
             if asked:
-                listed = ", ".join(sorted(rest)) or "another guidance, clipping or range"
+                listed = ", ".join(sorted(rest)) or "another guidance, clipping, mirror or range"
                 raise ConfigError(
                     f"a tuned sampler is what it is, and {listed} would make it another: "
-                    "leave that out (sfumato tune takes guidance, clipping and range)"
+                    "leave that out (sfumato tune takes guidance, clipping, mirror and range)"
                 )
         elif asked:
             known = ", ".join(map(str, sorted(tuned))) or "none yet"

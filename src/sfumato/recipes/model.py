@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sfumato.data.pixels import PixelFormat, from_model
+from sfumato.denoiser import Mirrored
 from sfumato.errors import ConfigError
 from sfumato.guidance import guide
 from sfumato.networks.base import Network
@@ -225,12 +227,22 @@ class Model:
 
         `sampler` says how it is guided; the recipe's by default. `images` [n, K, H, W] in [-1, 1],
         one for each seed, are what a model with a `condition` starts from. Raises ConfigError for
-        such a model without them, for images it has no use for, or of another number or shape, and
-        for guidance on a model trained without classes or label dropout.
+        such a model without them, for images it has no use for, or of another number or shape, for
+        guidance on a model trained without classes or label dropout, and for the mirror average of
+        one whose images have a left and right.
         """
         config = sampler or self.recipe.sampler
+        ask = partial(self.bound, seeds, label, batch=batch)
+        if config.mirror:
+            self._refuse_mirror()
+            own = replace(config, mirror=False)
+            there = None if images is None else images.flip(-1)
+            return Mirrored(ask(sampler=own, images=images), ask(sampler=own, images=there))
         if self.weaker is not None and config.guidance != 1:
-            return self._autoguided(seeds, label, config, batch, images)
+            own = replace(config, guidance=1.0)
+            asked = replace(own, variance=None)
+            weak = self.weaker.bound(seeds, label, sampler=asked, batch=batch, images=images)
+            return _guided(ask(sampler=own, images=images), weak, config)
         rows = batch or len(seeds)
         if images is None:
             self.refuse_condition()
@@ -253,20 +265,12 @@ class Model:
         free = given.given(class_labels=torch.zeros_like(given.condition["class_labels"]))
         return _guided(given, free, config)
 
-    def _autoguided(
-        self,
-        seeds: Sequence[int],
-        label: str | None,
-        config: SamplerConfig,
-        batch: int | None,
-        images: Tensor | None,
-    ) -> Denoiser:
-        assert self.weaker is not None
-        own = replace(config, guidance=1.0)
-        other = replace(own, variance=None)
-        good = self.bound(seeds, label, sampler=own, batch=batch, images=images)
-        weak = self.weaker.bound(seeds, label, sampler=other, batch=batch, images=images)
-        return _guided(good, weak, config)
+    def _refuse_mirror(self) -> None:
+        if not self.recipe.flip:
+            raise ConfigError(
+                "mirror averages what is said of an image and of its mirror image, which this "
+                "model, trained without --flip, takes for different ones: leave it out"
+            )
 
     def _check_images(self, images: Tensor, count: int) -> None:
         if self.condition is None:

@@ -115,6 +115,8 @@ class SamplerConfig:
     """EDM's S_noise."""
     clip: bool = False
     """Clamp every prediction of x0 to the pixel range (changes the method; recorded)."""
+    mirror: bool = False
+    """Average every prediction of x0 with that for the mirror image (models trained with flip)."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 is off, larger is more typical of the class and less varied."""
     guidance_low: float = 0.0
@@ -166,6 +168,7 @@ FLOW = (
     "guidance_low",
     "guidance_high",
     "clip",
+    "mirror",
     "interpolate",
     "sigma_min",
     "sigma_max",

@@ -144,5 +144,5 @@ def _tuned(default: SamplerConfig, nfe: int, tuned: Mapping[int, SamplerConfig])
     if nfe not in tuned:
         raise ConfigError("sfumato tune has not been run for it")
     if not same_flow(tuned[nfe], default):
-        raise ConfigError("it was tuned for another guidance, clipping or range of levels")
+        raise ConfigError("it was tuned for another guidance, clipping, mirror or range of levels")
     return replace(tuned[nfe], batch=default.batch)

@@ -113,8 +113,7 @@ def restored(model: Model, damage: Damage, how: How, answer: int, steps: int, ba
         measured = Measured(Mask(known), x0 * known)
         return how.bend(model.denoiser, solver, measured, noise, covariance)
 
-    method = how.named(known=known_of is not None)
-    return _walked(model, damage, method, answer, steps, batch, bent)
+    return _walked(model, damage, how.method_for(model), answer, steps, batch, bent)
 
 
 def _walked(

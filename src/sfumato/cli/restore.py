@@ -114,9 +114,7 @@ def run(arguments: Sequence[str]) -> int:
     model = load(options.run, device=pick_device(options.device))
     for note in model.notes:
         print(f"note: {note}")
-    known = model.network.spectrum is not None
-    method = None if model.condition is not None else how.named(known=known)
-    usual = usual_sampler(model.recipe.sampler, method)
+    usual = usual_sampler(model.recipe.sampler, how.method_for(model))
     drawing = Drawing(model, how, options.sampler.over(usual), options.class_)
     out = options.out or free_folder(model.run / "restored" / images[0].stem)
     if single and out.suffix.lower() == ".png" and _png_instead(model) != ".png":
@@ -271,10 +269,8 @@ def _page(
     shown = [one.shown for one in found if one.shown is not None]
     forms = {one.shown.name: one.form for one in found if one.shown is not None}
     config = drawing.sampler
-    method: str = drawing.method
-    if model.condition is not None:
-        method = "trained on pairs"
-    elif options.denoise is not None:
+    method = drawing.method or "trained on pairs"
+    if drawing.method and options.denoise is not None:
         method = "sampled from the noise's level on"
     facts = {
         "model": f"{model.recipe.name}, {model.path}",

@@ -54,7 +54,7 @@ class Drawing:
             )
         self.model.classes_for([0], self.label)
         self.model.grid(self.sampler)
-        self.how.refuse_unused(None if self.model.condition else self.method)
+        self.how.refuse_unused(self.method)
         own_levels = self.sampler.restarts or self.sampler.table is not None
         if self.method in ("repaint", "daps") and own_levels:
             raise ConfigError(
@@ -63,9 +63,9 @@ class Drawing:
             )
 
     @property
-    def method(self) -> MethodName:
-        """How a measurement enters."""
-        return self.how.named(known=self.model.network.spectrum is not None)
+    def method(self) -> MethodName | None:
+        """How a measurement enters; None for a model of pairs, which is given it."""
+        return self.how.method_for(self.model)
 
     @property
     def window(self) -> tuple[int, int]:

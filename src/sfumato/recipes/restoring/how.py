@@ -8,6 +8,7 @@ from typing import Any
 from sfumato.errors import ConfigError
 from sfumato.protocols import Denoiser, Solver
 from sfumato.randomness import Noise
+from sfumato.recipes.model import Model
 from sfumato.recipes.restoring.names import MethodName
 from sfumato.recipes.sampler_config import SamplerConfig, plain, sub_sequence
 from sfumato.restoration import (
@@ -67,6 +68,14 @@ class How:
                 "--skip spectral): leave out --method, or choose another"
             )
         return self.method or ("spectral" if known else "moment-matching")
+
+    def method_for(self, model: Model) -> MethodName | None:
+        """Return the method for this model; None for one of pairs, which needs none.
+
+        Raises ConfigError as `named` does.
+        """
+        known = model.network.spectrum is not None
+        return None if model.condition is not None else self.named(known=known)
 
     def refuse_unused(self, method: MethodName | None) -> None:
         """Raise ConfigError for what only other methods use; None: a model that needs none."""

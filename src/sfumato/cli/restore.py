@@ -19,7 +19,7 @@ from sfumato.recipes.restoring.names import MethodName
 
 if TYPE_CHECKING:
     from sfumato.recipes.model import Model
-    from sfumato.recipes.restoring import Done, Drawing, Given, Task
+    from sfumato.recipes.restoring import Done, Drawing, Given, Score, Task
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ def run(arguments: Sequence[str]) -> int:
     taken = time.perf_counter() - start
     answers = "" if how.answers == 1 else f", {how.answers} answers each"
     print(f"{_counted(len(found), 'image')}{answers}, in {duration(taken)}")
-    _tell_scores(found)
+    near = _told_scores(found)
     if not found:
         raise DataError(f"none of {_counted(len(images), 'image')} could be restored")
     if single:
         print(f"restored: {out}")
         return 0
-    page = _page(options, model, drawing, found, out, taken)
+    page = _page(options, model, drawing, found, near, out, taken)
     print(f"page: {page}")
     print(f"restored: {out}")
     left = len(images) - len(found)
@@ -245,15 +245,14 @@ def _png_instead(model: Model) -> str:
     return default_suffix(model.format)
 
 
-def _tell_scores(found: list[Done]) -> None:
+def _told_scores(found: list[Done]) -> list[Score]:
+    """Print how near the answers are, where the truth is known, and return it."""
     from sfumato.recipes.restoring import scores
 
-    for one in found:
-        if one.shown is None:
-            continue
-        for what, (peak, similar) in scores(one.shown, one.form).items():
-            ssim = "" if similar is None else f", SSIM {similar:.4f}"
-            print(f"{one.shown.name}, {what}: PSNR {peak:.2f} dB{ssim}")
+    near, missing = scores([one.shown for one in found if one.shown is not None])
+    for line in (*near, *missing):
+        print(line)
+    return near
 
 
 def _counted(number: int, noun: str) -> str:
@@ -261,13 +260,12 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _page(
-    options: RestoreOptions, model: Model, drawing: Drawing, found: list[Done], out: Path,
-    taken: float,
+    options: RestoreOptions, model: Model, drawing: Drawing, found: list[Done],
+    near: list[Score], out: Path, taken: float,
 ) -> Path:  # fmt: skip
     from sfumato.recipes.restoring import write_page
 
     shown = [one.shown for one in found if one.shown is not None]
-    forms = {one.shown.name: one.form for one in found if one.shown is not None}
     config = drawing.sampler
     method = drawing.method or "trained on pairs"
     if drawing.method and options.denoise is not None:
@@ -285,4 +283,4 @@ def _page(
     }
     if options.noise != "0":
         facts["noise"] = f"{options.noise} pixel values"
-    return write_page(out, _counted(len(found), "restored image"), shown, forms, facts)
+    return write_page(out, _counted(len(found), "restored image"), shown, near, facts)

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and MS-SSIM of images that have a counterpart each: restoration and compression.
+"""PSNR, SSIM, MS-SSIM, features of images with a counterpart each: restoration, compression.
 
 SSIM: Wang et al. 2004, Gaussian window of standard deviation 1.5 px over 11 x 11 px, windows wholly
 inside the image, mean over channels. MS-SSIM: Wang et al. 2003, five scales. Both depend on where
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.errors import DataError, MissingExtraError
+from sfumato.metrics.features import FeatureExtractor
 
 WINDOW = 11
 """Pixels on the side of an SSIM window."""
@@ -117,6 +118,16 @@ def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
         return (torch.stack(terms, 1).clamp(min=0) ** weights.to(x.device)).prod(1)
 
     return _by_batches(a, b, score, scales)
+
+
+def feature_distance(extractor: FeatureExtractor, a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distance [n] of the features of pairs [n, C, H, W] in [-1, 1].
+
+    0 for identical ones; in units of the extractor's features, so of one extractor alone.
+    """
+    _check(a, b)
+    parts = zip(a.split(256), b.split(256), strict=True)
+    return torch.cat([(extractor(x) - extractor(y)).norm(dim=1).cpu() for x, y in parts])
 
 
 def _by_batches(

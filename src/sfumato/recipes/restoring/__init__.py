@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
     from sfumato.recipes.restoring.drawing import Drawing
     from sfumato.recipes.restoring.how import How, usual_sampler
-    from sfumato.recipes.restoring.page import Shown, scores, write_page
+    from sfumato.recipes.restoring.page import write_page
     from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
     from sfumato.recipes.restoring.tasks import Task
+    from sfumato.recipes.restoring.truth import Score, Shown, scores
     from sfumato.recipes.restoring.work import Done, Given, restore
 
 _WHERE = {
@@ -20,9 +21,10 @@ _WHERE = {
     "damaged": ("Damaged", "read_damaged", "write_restored"),
     "drawing": ("Drawing",),
     "how": ("How", "usual_sampler"),
-    "page": ("Shown", "scores", "write_page"),
+    "page": ("write_page",),
     "scenes": ("SceneReader", "SceneWriter"),
     "tasks": ("Task",),
+    "truth": ("Score", "Shown", "scores"),
     "work": ("Done", "Given", "restore"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
@@ -35,6 +37,7 @@ __all__ = [
     "How",
     "SceneReader",
     "SceneWriter",
+    "Score",
     "Shown",
     "Task",
     "check",

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato.data.pixels import PixelFormat, to_model
-from sfumato.metrics.paired import paired_scores
+from sfumato.data.pixels import to_model
 from sfumato.recipes.restoring.drawing import deviation
+from sfumato.recipes.restoring.truth import Score, Shown
 from sfumato.report.grid import image_grid, png_bytes
-from sfumato.report.html import Report
+from sfumato.report.html import Cell, Report
 
 _SHOWN = 8
+"""Answers of one image on the page."""
+_PICTURES = 64
+"""Images on the page."""
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """One image's answers [n, C, H, W] raw, what was given [C', h, w] in [-1, 1], and the truth."""
-
-    name: str
-    given: Tensor
-    answers: NDArray[Any]
-    truth: NDArray[Any] | None
-
-
-def scores(shown: Shown, form: PixelFormat) -> dict[str, tuple[float, float | None]]:
-    """PSNR in dB and SSIM of the first answer, and of the mean of several, against the truth."""
-    if shown.truth is None:
-        return {}
-    truth = to_model(shown.truth[None], form)
-    x = to_model(shown.answers, form)
-    told = {"one answer": x[:1]}
-    if len(x) > 1:
-        told[f"mean of {len(x)}"] = x.mean(0, keepdim=True)
-    found: dict[str, tuple[float, float | None]] = {}
-    for name, one in told.items():
-        score = paired_scores(one, truth)
-        similar = None if score.ssim is None else float(score.ssim.mean())
-        found[name] = (float(score.psnr.mean()), similar)
-    return found
-
-
-def sheet(shown: Shown, form: PixelFormat) -> bytes:
+def sheet(shown: Shown) -> bytes:
     """Return a PNG: given, up to 8 answers, mean and spread, and the truth."""
+    form = shown.form
     x = to_model(shown.answers[:_SHOWN], form)
     size = x.shape[-2:]
     given = functional.interpolate(shown.given[None].float(), size=size, mode="nearest")
@@ -75,31 +50,42 @@ def _colours(given: Tensor, like: Tensor) -> Tensor:
 
 
 def write_page(
-    out: Path,
-    title: str,
-    found: list[Shown],
-    form_of: dict[str, PixelFormat],
-    facts: dict[str, str],
+    out: Path, title: str, found: Sequence[Shown], near: Sequence[Score], facts: dict[str, str]
 ) -> Path:
-    """Write restored.html and return its path."""
+    """Write restored.html and return its path; `near` is how near the pictures are to the truth."""
     page = Report(title, kind="Sfumato restoration").facts(facts)
-    rows: list[list[str | float | None]] = []
-    for one in found:
-        form = form_of[one.name]
-        for what, (peak, similar) in scores(one, form).items():
-            rows.append([one.name, what, round(peak, 2), similar and round(similar, 4)])
-    if rows:
+    if near:
         page.section("How near the truth")
-        page.table(rows, ["image", "what", "PSNR, dB", "SSIM"])
-        for what in dict.fromkeys(str(row[1]) for row in rows):
-            mean = float(np.mean([row[2] for row in rows if row[1] == what]))  # type: ignore[arg-type]
-            page.text(f"{what}: {mean:.2f} dB on average.")
+        rows: list[list[Cell]] = [[one.image, one.what, *_numbers(one)] for one in near]
+        if len(found) > 1:
+            for what in dict.fromkeys(one.what for one in near):
+                every = [one for one in near if one.what == what]
+                rows.append([f"all {len(every)}, on average", what, *_numbers(*every)])
+        page.table(rows, ["image", "what", "PSNR, dB", "SSIM", "features"])
+        page.text(
+            "Features: the distance of EfficientNet-Lite0's to those of the truth, at 96 x 96 px; "
+            "less is nearer, 0 is the truth itself."
+        )
     page.section("Pictures", _order(found[0]) if found else "")
-    for one in found[:64]:
-        page.figure(sheet(one, form_of[one.name]), one.name, f"{one.name}, restored", True)
+    for one in found[:_PICTURES]:
+        page.figure(sheet(one), one.name, f"{one.name}, restored", True)
     where = out / "restored.html"
     page.write(where)
     return where
+
+
+def _numbers(*scores: Score) -> list[Cell]:
+    """PSNR, SSIM and features, each the mean over scores that all have it."""
+
+    def mean(values: list[float | None], digits: int) -> float | None:
+        told = [value for value in values if value is not None]
+        return round(float(np.mean(told)), digits) if len(told) == len(values) else None
+
+    return [
+        mean([one.psnr for one in scores], 2),
+        mean([one.ssim for one in scores], 4),
+        mean([one.features for one in scores], 2),
+    ]
 
 
 def _order(one: Shown) -> str:

@@ -18,10 +18,10 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.inputs import save_array
 from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
 from sfumato.recipes.restoring.drawing import Drawing, deviation
-from sfumato.recipes.restoring.page import Shown
 from sfumato.recipes.restoring.scene_work import number, restore_scene
 from sfumato.recipes.restoring.scenes import SceneReader
 from sfumato.recipes.restoring.tasks import Question, Task, question
+from sfumato.recipes.restoring.truth import Shown
 from sfumato.restoration import Measured
 from sfumato.restoration.estimate import noise_std
 
@@ -49,7 +49,6 @@ class Done:
 
     files: list[Path]
     shown: Shown | None
-    form: PixelFormat
     notes: list[str]
 
 
@@ -110,8 +109,8 @@ def _filled(
         shown = None
         if whole is not None and done.answers is not None:
             seen = torch.where(whole.known, whole.x, -1.0)
-            shown = Shown(scene.name, seen, done.answers, truth)
-        return Done(done.files, shown, scene.format, notes)
+            shown = Shown(scene.name, seen, done.answers, truth, scene.format)
+        return Done(done.files, shown, notes)
 
 
 def _whole(
@@ -213,7 +212,8 @@ def _done(
     given: Tensor, truth: NDArray[Any] | None, notes: list[str],
 ) -> Done:  # fmt: skip
     raw = _raw(x, form, like)
-    return Done(_write(x, raw, form, like, name), Shown(path.name, given, raw, truth), form, notes)
+    shown = Shown(path.name, given, raw, truth, form)
+    return Done(_write(x, raw, form, like, name), shown, notes)
 
 
 def _raw(x: Tensor, form: PixelFormat, like: Damaged | None) -> NDArray[Any]:

@@ -157,7 +157,7 @@ def check_sets(images: Images, test: Images | None) -> None:
 
 
 def sigma_data_of(images: Images, say: Callable[[str], None]) -> float:
-    """Measure the standard deviation of the images in [-1, 1], of about 10,000 where more."""
+    """Measure the standard deviation of the images in [-1, 1], of some where there are many."""
     chosen, of = _some(images)
     value = round(measure_sigma_data(batch.x for batch in one_pass(chosen, 256)), 4)
     say(f"sigma_data {value:g}: the standard deviation{of} in [-1, 1]")
@@ -165,13 +165,8 @@ def sigma_data_of(images: Images, say: Callable[[str], None]) -> float:
 
 
 def spectrum_of(images: Images, *, flip: bool, say: Callable[[str], None]) -> dict[str, Tensor]:
-    """Measure the frequencies of the images, of about 10,000 where more, as `Spectral`'s state.
-
-    Of images above 32 x 32 pixels fewer are taken, down to 1,000: each costs more and says more.
-    """
-    _, height, width = images.format.shape
-    most = max(1_000, _MEASURED_IMAGES * 1024 // max(1024, height * width))
-    chosen, of = _some(images, most)
+    """Measure the frequencies of the images, or of some, as `Spectral`'s state."""
+    chosen, of = _some(images)
     given = 0 if images.inputs is None else images.inputs.format.channels
     spectrum = Spectral(*images.format.shape, given=given)
     batches = (
@@ -188,8 +183,13 @@ def spectrum_of(images: Images, *, flip: bool, say: Callable[[str], None]) -> di
     return spectrum.state_dict()
 
 
-def _some(images: Images, most: int = _MEASURED_IMAGES) -> tuple[Images, str]:
-    """Images to measure on, and how to say how many."""
+def _some(images: Images) -> tuple[Images, str]:
+    """Images to measure on, and how to say how many: at most about 10,000.
+
+    Of images above 32 x 32 pixels fewer are taken, down to 1,000: each costs more and says more.
+    """
+    _, height, width = images.format.shape
+    most = max(1_000, _MEASURED_IMAGES * 1024 // max(1024, height * width))
     some = images.representative()
     step = -(-len(some) // most)
     chosen = some if step == 1 else Subset(some, range(0, len(some), step))

@@ -14,6 +14,7 @@ import torch
 from scipy import signal
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network, attending, pad_to_multiple
@@ -173,6 +174,40 @@ def test_smooth_resampling_keeps_a_constant_inside():
     for up in (False, True):
         inside = Resample((1, 3, 3, 1), up=up)(x)[:, :, 1:-1, 1:-1]
         torch.testing.assert_close(inside, torch.full_like(inside, 3.0))
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(2, 4, 6), (5, 16, 14)])
+def test_a_convolution_of_resampled_images_may_be_done_with_less_work(
+    taps: tuple[int, ...], up: bool, kernel: int, size: tuple[int, int, int]
+):
+    """The plain order, resampling and then torch's convolution, to the last digits; gradients too.
+
+    The larger of the sizes is where taps are added first.
+    """
+    batch, height, width = size
+    generator = torch.Generator().manual_seed(0)
+    conv, resample = Conv(3, 4, kernel, kaiming).double(), Resample(taps, up=up).double()
+    x = torch.randn(batch, 3, height, width, dtype=torch.float64, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    plain = F.conv2d(resample(x), conv.weight * 0.7, conv.bias * 0.7, padding=kernel // 2)
+    ours = resample.then(conv, x, gain=0.7)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    seed = torch.randn(plain.shape, dtype=torch.float64, generator=generator)
+    inputs = (x, conv.weight, conv.bias)
+    pairs = (torch.autograd.grad(y, inputs, seed) for y in (ours, plain))
+    for mine, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_doubled_convolutions_multiply_less():
+    conv, resample = Conv(3, 4, 3, kaiming), Resample((1, 1), up=True)
+    x = torch.randn(4, 3, 16, 16)
+    with FlopCounterMode(display=False) as counter:
+        resample.then(conv, x)
+    assert counter.get_total_flops() == 2 * 4 * 16 * 16 * 16 * 3 * 4  # 16 taps, not 36
 
 
 def test_ddpm_halving_pads_the_far_edges_only():

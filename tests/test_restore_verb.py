@@ -180,8 +180,7 @@ def test_truth_is_told_of_a_single_file_too(runs: Any, tmp_path: Path, capsys: C
     assert told is not None
     assert told[1] == f"{peak:.2f}"
     truth, answer = (
-        torch.tensor(one).permute(2, 0, 1)[None].float() / 127.5 - 1
-        for one in (image, seen(out))
+        torch.tensor(one).permute(2, 0, 1)[None].float() / 127.5 - 1 for one in (image, seen(out))
     )
     far = (efficientnet_features()(truth) - efficientnet_features()(answer)).norm()
     assert float(told[2]) == pytest.approx(float(far), abs=0.01)

@@ -75,15 +75,19 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, inputs, H, W] and [B, E] to [B, outputs, H', W']."""
         scale = self.style.skip_scale
-        h = F.silu(self.norm0(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self._embed(self.conv0(h), self.affine(embedding).to(h.dtype)[:, :, None, None])
+        h = self._resampled(self.conv0, F.silu(self.norm0(x)))
+        h = self._embed(h, self.affine(embedding).to(h.dtype)[:, :, None, None])
         if self.training:
             h = dropout(h, self.style.dropout)
         h = self.conv1(h, gain=scale)
-        h = h.add(x, alpha=scale) if self.skip is None else h + self.skip(x, gain=scale)
+        if self.skip is not None:
+            h = h + self._resampled(self.skip, x, gain=scale)
+        else:
+            h = h.add(x if self.resample is None else self.resample(x), alpha=scale)
         return h if self.attention is None else self.attention(h)
+
+    def _resampled(self, conv: Conv, x: Tensor, gain: float = 1.0) -> Tensor:
+        return conv(x, gain) if self.resample is None else self.resample.then(conv, x, gain)
 
     def _embed(self, h: Tensor, condition: Tensor) -> Tensor:
         if not self.style.adaptive:

@@ -7,6 +7,7 @@ group norm included (its statistics stay float32), on every device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,19 @@ class Conv(nn.Module):
             weight, bias = weight * gain, bias * gain
         return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
 
+    def doubled(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """The same of [B, inputs, H, W] with every pixel repeated to 2 x 2, for a 3x3 kernel.
+
+        Taps that fall on one pixel are added first: 16 products for each pixel of x, not 36.
+        """
+        kernel = (self.weight * gain).flip(2, 3)
+        for dim in (2, 3):  # (a, b, c) to (a, a + b, b + c, c)
+            a, b, c = kernel.split(1, dim)
+            kernel = torch.cat([a, a + b, b + c, c], dim)
+        kernel = kernel.transpose(0, 1).to(x.dtype)
+        bias = (self.bias * gain).to(x.dtype)
+        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+
 
 class StridedConv(Conv):
     """DDPM's halving: a 3x3 convolution of stride 2, one zero row and column at the far edges."""
@@ -168,6 +182,27 @@ class Resample(nn.Module):
         kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
         convolve = F.conv_transpose2d if self.up else F.conv2d
         return convolve(x, kernel, stride=2, padding=self.padding, groups=channels)
+
+    def then(self, conv: Conv, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Gain times the convolution, 1x1 or 3x3, of the resampled x; with less work on a CPU."""
+        if not (self.box and self.up and x.device.type == "cpu"):
+            return conv(self(x), gain)
+        if conv.weight.shape[2] == 1:
+            return self(conv(x, gain))
+        # Below, adding the taps costs more than it saves.
+        many = x.shape[0] * x.shape[2] * x.shape[3] >= 1024
+        return conv.doubled(x, gain) if many else conv(self(x), gain)
+
+
+class ResampledConv(nn.ModuleList):
+    """A convolution of resampled images."""
+
+    def __init__(self, resample: Resample, conv: Conv) -> None:
+        super().__init__([resample, conv])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same at another size."""
+        return cast(Resample, self[0]).then(cast(Conv, self[1]), x)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

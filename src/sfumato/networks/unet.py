@@ -11,7 +11,15 @@ from sfumato.networks.base import Network, attending
 from sfumato.networks.blocks import Style
 from sfumato.networks.config import UNetConfig
 from sfumato.networks.embeddings import FourierEmbedding, PositionalEmbedding
-from sfumato.networks.layers import Conv, GroupNorm, Linear, Resample, StridedConv, xavier
+from sfumato.networks.layers import (
+    Conv,
+    GroupNorm,
+    Linear,
+    Resample,
+    ResampledConv,
+    StridedConv,
+    xavier,
+)
 
 EPS = 1e-6
 
@@ -133,7 +141,8 @@ class UNet(Network):
         """A residual block, or DDPM's convolution of the enlarged features."""
         if self.config.resample == "block":
             return super().up(channels, style)
-        return nn.Sequential(Resample((1, 1), up=True), Conv(channels, channels, 3, style.init))
+        conv = Conv(channels, channels, 3, style.init)
+        return ResampledConv(Resample((1, 1), up=True), conv)
 
 
 def _pyramid(inputs: int, outputs: int, style: Style) -> nn.Module:

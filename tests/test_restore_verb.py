@@ -22,7 +22,7 @@ from sfumato.cli import main
 from sfumato.data.pixels import PixelFormat
 from sfumato.metrics.efficientnet import efficientnet_features
 from sfumato.recipes.loading import load
-from sfumato.recipes.restoring import Drawing, How, Shown, scores, usual_sampler
+from sfumato.recipes.restoring import Drawing, How, Score, Shown, averages, scores, usual_sampler
 from sfumato.recipes.restoring import drawing as drawing_module
 from sfumato.recipes.restoring.names import METHODS
 from sfumato.restoration import Mask, Measured
@@ -132,7 +132,9 @@ def test_folders_and_several_answers(runs: Any, tmp_path: Path, capsys: Capture)
         assert spread[mask].min() > 0
     told = capsys.readouterr().out
     assert "2 images, 3 answers each, in" in told
-    for line in ("a.png, one answer: PSNR ", "b.png, mean of 3: PSNR "):
+    for line in (
+        "a.png, one answer: PSNR ", "b.png, mean of 3: PSNR ", "all 2, on average, mean of 3: PSNR "
+    ):  # fmt: skip
         assert line in told
     page = (out / "restored.html").read_text()
     assert page.count("data:image/png;base64,") >= 2
@@ -206,6 +208,20 @@ def test_the_truth_restored_is_no_distance_away_and_nearer_is_less() -> None:
     (far, _), _ = scores([Shown("a", torch.zeros(3, 16, 16), answers[[1, 0]], truth, form)])
     assert far.features is not None
     assert far.features > mean.features
+
+
+def test_averages_are_over_images_of_one_kind_and_only_of_what_all_have() -> None:
+    told = [
+        Score("a", "one answer", 20.0, 0.5, 3.0),
+        Score("a", "mean of 2", 30.0, 0.7, None),
+        Score("b", "one answer", 24.0, 0.9, 5.0),
+        Score("b", "mean of 2", 34.0, 0.8, 1.0),
+    ]
+    one, mean = averages(told)
+    assert (one.image, one.what, one.psnr) == ("all 2, on average", "one answer", 22.0)
+    assert (one.ssim, one.features) == (pytest.approx(0.7), 4.0)
+    assert (mean.psnr, mean.ssim, mean.features) == (32.0, pytest.approx(0.75), None)
+    assert averages(told[:2]) == []
 
 
 def test_scores_do_without_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

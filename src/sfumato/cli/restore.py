@@ -202,6 +202,8 @@ def _check_all(drawing: Drawing, task: Task, images: list[Path], every: list[Giv
         raise DataError(f"{len(problems)} of {_counted(len(images), 'image')} do not fit: {told}")
 
 
+_LINES = 40
+"""Scores that are printed one by one; more of them are on the page alone."""
 _BAR = "{l_bar}{bar}| {n:.2f}/{total} images [{elapsed}, {remaining} left]"
 
 
@@ -247,10 +249,10 @@ def _png_instead(model: Model) -> str:
 
 def _told_scores(found: list[Done]) -> list[Score]:
     """Print how near the answers are, where the truth is known, and return it."""
-    from sfumato.recipes.restoring import scores
+    from sfumato.recipes.restoring import averages, scores
 
     near, missing = scores([one.shown for one in found if one.shown is not None])
-    for line in (*near, *missing):
+    for line in (*(near if len(near) <= _LINES else ()), *averages(near), *missing):
         print(line)
     return near
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sfumato.recipes.restoring.page import write_page
     from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
     from sfumato.recipes.restoring.tasks import Task
-    from sfumato.recipes.restoring.truth import Score, Shown, scores
+    from sfumato.recipes.restoring.truth import Score, Shown, averages, scores
     from sfumato.recipes.restoring.work import Done, Given, restore
 
 _WHERE = {
@@ -24,7 +24,7 @@ _WHERE = {
     "page": ("write_page",),
     "scenes": ("SceneReader", "SceneWriter"),
     "tasks": ("Task",),
-    "truth": ("Score", "Shown", "scores"),
+    "truth": ("Score", "Shown", "averages", "scores"),
     "work": ("Done", "Given", "restore"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
@@ -40,6 +40,7 @@ __all__ = [
     "Score",
     "Shown",
     "Task",
+    "averages",
     "check",
     "read_damaged",
     "restore",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sfumato.data.pixels import to_model
 from sfumato.recipes.restoring.drawing import deviation
-from sfumato.recipes.restoring.truth import Score, Shown
+from sfumato.recipes.restoring.truth import Score, Shown, averages
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Cell, Report
 
@@ -56,11 +55,9 @@ def write_page(
     page = Report(title, kind="Sfumato restoration").facts(facts)
     if near:
         page.section("How near the truth")
-        rows: list[list[Cell]] = [[one.image, one.what, *_numbers(one)] for one in near]
-        if len(found) > 1:
-            for what in dict.fromkeys(one.what for one in near):
-                every = [one for one in near if one.what == what]
-                rows.append([f"all {len(every)}, on average", what, *_numbers(*every)])
+        rows: list[list[Cell]] = [
+            [one.image, one.what, *_rounded(one)] for one in (*near, *averages(near))
+        ]
         page.table(rows, ["image", "what", "PSNR, dB", "SSIM", "features"])
         page.text(
             "Features: the distance of EfficientNet-Lite0's to those of the truth, at 96 x 96 px; "
@@ -74,18 +71,9 @@ def write_page(
     return where
 
 
-def _numbers(*scores: Score) -> list[Cell]:
-    """PSNR, SSIM and features, each the mean over scores that all have it."""
-
-    def mean(values: list[float | None], digits: int) -> float | None:
-        told = [value for value in values if value is not None]
-        return round(float(np.mean(told)), digits) if len(told) == len(values) else None
-
-    return [
-        mean([one.psnr for one in scores], 2),
-        mean([one.ssim for one in scores], 4),
-        mean([one.features for one in scores], 2),
-    ]
+def _rounded(one: Score) -> list[Cell]:
+    similar = None if one.ssim is None else round(one.ssim, 4)
+    return [round(one.psnr, 2), similar, None if one.features is None else round(one.features, 2)]
 
 
 def _order(one: Shown) -> str:

@@ -83,6 +83,30 @@ def scores(found: Sequence[Shown]) -> tuple[list[Score], list[str]]:
     return told, list(missing)
 
 
+def averages(told: Sequence[Score]) -> list[Score]:
+    """Return the means over images, for each of what was scored; none for one image.
+
+    Over those images that all have a number: None where one lacks it.
+    """
+    if len({one.image for one in told}) < 2:
+        return []
+    found: list[Score] = []
+    for what in dict.fromkeys(one.what for one in told):
+        every = [one for one in told if one.what == what]
+        peak = sum(one.psnr for one in every) / len(every)
+        similar, far = (_mean([getattr(one, name) for one in every]) for name in _MAY_LACK)
+        found.append(Score(f"all {len(every)}, on average", what, peak, similar, far))
+    return found
+
+
+_MAY_LACK = ("ssim", "features")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 def _pictures(shown: Shown) -> dict[str, Tensor]:
     """What is held against the truth, each [1, C, H, W] in [-1, 1]."""
     x = to_model(shown.answers, shown.form)

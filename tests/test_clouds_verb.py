@@ -16,6 +16,7 @@ from sfumato.data.clouds import Clouds
 from sfumato.data.pixels import from_model, to_model
 from sfumato.data.save import save_images
 from sfumato.data.sources import open_images
+from sfumato.recipes.cloud_pairs import RECORD, PairWriter
 
 Capture = pytest.CaptureFixture[str]
 
@@ -116,11 +117,26 @@ def test_force_replaces_pairs_and_nothing_else(tmp_path: Path, capsys: Capture) 
     assert "already holds files" in capsys.readouterr().err
     assert call(*arguments, "-n", 2, "--force") == 0
     assert len(open_images(out / "input")) == 2
+    # The images to be clouded are never what is replaced.
+    assert call("data", "clouds", out / "target", "-o", out, "--force") == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert len(open_images(out / "target")) == 2
     other = tmp_path / "other"
     (other / "input").mkdir(parents=True)
     (other / "input" / "mine.txt").write_text("mine")
     assert call("data", "clouds", tmp_path / "photos", "-o", other, "--force") == 2
     assert (other / "input" / "mine.txt").read_text() == "mine"
+
+
+def test_pairs_that_were_cut_short_say_so_and_can_be_replaced(tmp_path: Path) -> None:
+    source(tmp_path / "photos", 3, "uint8")
+    images, out = open_images(tmp_path / "photos", size=(16, 16)), tmp_path / "pairs"
+    next(PairWriter(images, Clouds(), out).write())
+    record = tomllib.loads((out / RECORD).read_text())
+    assert record["complete"] is False
+    list(PairWriter(images, Clouds(), out, force=True).write())
+    record = tomllib.loads((out / RECORD).read_text())
+    assert (record["complete"], len(open_images(out / "input"))) == (True, 5)
 
 
 @pytest.mark.parametrize(

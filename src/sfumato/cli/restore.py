@@ -19,7 +19,7 @@ from sfumato.recipes.restoring.names import MethodName
 
 if TYPE_CHECKING:
     from sfumato.recipes.model import Model
-    from sfumato.recipes.restoring import Done, Drawing, Given, Score, Task
+    from sfumato.recipes.restoring import Drawing, Given, Score, Scorer, Shown, Task
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,17 @@ def run(arguments: Sequence[str]) -> int:
     found = _all(options, drawing, task, images, out, single)
     taken = time.perf_counter() - start
     answers = "" if how.answers == 1 else f", {how.answers} answers each"
-    print(f"{_counted(len(found), 'image')}{answers}, in {duration(taken)}")
-    near = _told_scores(found)
-    if not found:
+    print(f"{_counted(found.count, 'image')}{answers}, in {duration(taken)}")
+    _tell_scores(found)
+    if not found.count:
         raise DataError(f"none of {_counted(len(images), 'image')} could be restored")
     if single:
         print(f"restored: {out}")
         return 0
-    page = _page(options, model, drawing, found, near, out, taken)
+    page = _page(options, model, drawing, found, out, taken)
     print(f"page: {page}")
     print(f"restored: {out}")
-    left = len(images) - len(found)
+    left = len(images) - found.count
     if left:
         print(
             f"sfumato restore: {left} of {_counted(len(images), 'image')} could not be restored",
@@ -149,16 +149,34 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if left else 0
 
 
+@dataclass
+class _Found:
+    """What is kept of restored images: how many, some to show, and how near they are."""
+
+    scorer: Scorer
+    count: int = 0
+    shown: list[Shown] = field(default_factory=list["Shown"])
+    near: list[Score] = field(default_factory=list["Score"])
+
+    def add(self, one: Shown | None, most: int) -> None:
+        self.count += 1
+        if one is None:
+            return
+        self.near += self.scorer(one)
+        if one.small and len(self.shown) < most:
+            self.shown.append(one)
+
+
 def _all(
     options: RestoreOptions, drawing: Drawing, task: Task, images: list[Path], out: Path,
     single: bool,
-) -> list[Done]:  # fmt: skip
+) -> _Found:  # fmt: skip
     """Restore image by image, leaving out those of several that turn out to be unusable."""
     from tqdm import tqdm
 
-    from sfumato.recipes.restoring import restore
+    from sfumato.recipes.restoring import PICTURES, Scorer, restore
 
-    found: list[Done] = []
+    found = _Found(Scorer())
     every = [_given(options, path, images) for path in images]
     _check_all(drawing, task, images, every)
 
@@ -179,7 +197,7 @@ def _all(
             finally:
                 bar.n = place + 1
                 bar.refresh()
-            found.append(done)
+            found.add(done.shown, PICTURES)
             if done.notes:
                 bar.write(f"{path.name}: {'; '.join(done.notes)}")
     return found
@@ -247,14 +265,13 @@ def _png_instead(model: Model) -> str:
     return default_suffix(model.format)
 
 
-def _told_scores(found: list[Done]) -> list[Score]:
-    """Print how near the answers are, where the truth is known, and return it."""
-    from sfumato.recipes.restoring import averages, scores
+def _tell_scores(found: _Found) -> None:
+    """Print how near the answers are, where the truth is known."""
+    from sfumato.recipes.restoring import averages
 
-    near, missing = scores([one.shown for one in found if one.shown is not None])
-    for line in (*(near if len(near) <= _LINES else ()), *averages(near), *missing):
+    each = found.near if len(found.near) <= _LINES else []
+    for line in (*each, *averages(found.near), *found.scorer.missing):
         print(line)
-    return near
 
 
 def _counted(number: int, noun: str) -> str:
@@ -262,12 +279,11 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _page(
-    options: RestoreOptions, model: Model, drawing: Drawing, found: list[Done],
-    near: list[Score], out: Path, taken: float,
+    options: RestoreOptions, model: Model, drawing: Drawing, found: _Found, out: Path,
+    taken: float,
 ) -> Path:  # fmt: skip
     from sfumato.recipes.restoring import write_page
 
-    shown = [one.shown for one in found if one.shown is not None]
     config = drawing.sampler
     method = drawing.method or "trained on pairs"
     if drawing.method and options.denoise is not None:
@@ -280,9 +296,9 @@ def _page(
         + (", averaged over mirror images" if config.mirror else ""),
         "answers": f"{drawing.how.answers}, from seed {drawing.how.seed}",
         "answers at once": f"{config.batch}",
-        "images": str(len(found)),
+        "images": str(found.count),
         "time": duration(taken),
     }
     if options.noise != "0":
         facts["noise"] = f"{options.noise} pixel values"
-    return write_page(out, _counted(len(found), "restored image"), shown, near, facts)
+    return write_page(out, _counted(found.count, "restored image"), found.shown, found.near, facts)

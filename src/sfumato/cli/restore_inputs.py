@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sfumato.data.decode import ARRAY, SUFFIXES
 from sfumato.errors import ConfigError
 
 FILES = (".png", ".tif", ".tiff", ".npy")
@@ -32,7 +33,7 @@ def partner(given: Path | None, path: Path, option: str, count: int) -> Path | N
         if given is not None and count > 1 and option == "--truth":
             raise ConfigError(f"{option} is one file, and there are {count} images: give a folder")
         return given
-    there = [one for one in sorted(given.iterdir()) if one.stem == path.stem]
+    there = [one for one in images_in(given) if one.stem == path.stem]
     if len(there) != 1:
         raise ConfigError(
             f"{option} {given}: expected one file named {path.stem}.*, got {len(there)}"
@@ -40,14 +41,24 @@ def partner(given: Path | None, path: Path, option: str, count: int) -> Path | N
     return there[0]
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Images that lie in a folder, by their endings: not what other programs keep beside them."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name[0] != "." and path.suffix.lower() in (*SUFFIXES, ARRAY)
+    ]
+
+
 def listed(given: Sequence[Path]) -> list[Path]:
     """Files, and those in folders."""
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.is_file() and p.name[0] != "."]
+            inside = images_in(path)
             if not inside:
-                raise ConfigError(f"{path} holds no images")
+                known = ", ".join((*SUFFIXES, ARRAY))
+                raise ConfigError(f"{path} holds no images ({known})")
             found += inside
         elif path.is_file():
             found.append(path)

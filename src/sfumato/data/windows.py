@@ -1,8 +1,8 @@
 """Windows of one large image, without the rest of it in memory where the file allows that.
 
 A `.npy` and an uncompressed TIFF are mapped; of a tiled or compressed TIFF the tiles or strips that
-a window meets are decoded, and the last of them kept. Any other file is decoded whole at once: it
-is then what `decode` returns, alpha kept.
+a window meets are decoded, and the last of them kept. Any other file is decoded whole for the first
+window: it is then what `decode` returns, alpha kept.
 """
 
 from __future__ import annotations
@@ -92,11 +92,7 @@ def _opened(path: Path, last: bool) -> Windows:
             raise UnreadableImageError(f"{path} ({_reason(error)})") from error
         if tiff is not None:
             return tiff
-    with path.open("rb") as stream:
-        without_alpha = read_header(stream, str(path), "drop").channels
-        stream.seek(0)
-        image = decode(stream, str(path), "keep", finite=False)
-    return _Array(image, without_alpha, flat=False)
+    return _Decoded(path)
 
 
 class _Array(Windows):
@@ -118,6 +114,33 @@ class _Array(Windows):
         window = self._array[:, top : top + height, left : left + width]
         window = np.array(window, self.dtype, order="C")
         return np.iinfo(self.dtype).max - window if self._inverted else window
+
+
+class _Decoded(Windows):
+    """An image that is decoded whole when a window of it is read for the first time."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            header = read_header(stream, str(path), "keep")
+            stream.seek(0)
+            self.without_alpha = read_header(stream, str(path), "drop").channels
+        self.bands, self.height, self.width = header.channels, header.height, header.width
+        self.dtype, self.flat = np.dtype(header.dtype), False
+        self._path = path
+        self._image: NDArray[Any] | None = None
+
+    def _read(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        if self._image is None:
+            with self._path.open("rb") as stream:
+                image = decode(stream, str(self._path), "keep", finite=False)
+            if image.shape != (self.bands, self.height, self.width):
+                raise UnreadableImageError(f"its header tells another shape than {image.shape}")
+            self._image = image
+        return self._image[:, top : top + height, left : left + width].copy()
+
+    def close(self) -> None:
+        """Forget the image."""
+        self._image = None
 
 
 def _open_tiff(path: Path) -> Windows | None:

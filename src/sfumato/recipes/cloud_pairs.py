@@ -38,9 +38,9 @@ class PairWriter:
     """Writes images [C, H, W] under clouds, one after the other, to a new or empty folder.
 
     FOLDER/input/NAME, FOLDER/target/NAME in the images' own format and FOLDER/mask/NAME.png, white
-    where damaged; at the end pairs.png and clouds.toml. Image i is clouded by seed + i. `force`
-    replaces what an earlier call wrote there. Raises ConfigError for a folder of other files, no
-    images, or a negative seed.
+    where damaged; clouds.toml, which says whether all were written, and at the end pairs.png. Image
+    i is clouded by seed + i. `force` replaces what an earlier call wrote there. Raises ConfigError
+    for a folder of other files or of the images themselves, no images, or a negative seed.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class PairWriter:
         self.count = len(images) if count is None else min(count, len(images))
         if not self.count:
             raise ConfigError(f"{images.source}: expected at least one image, got none")
+        _keep_out(Path(images.source), folder)
         _make_room(folder, force)
 
     def write(self) -> Iterator[Shares]:
@@ -70,6 +71,7 @@ class PairWriter:
         one_bit = PixelFormat(1, form.height, form.width, "uint8", 0, 255)
         shown: list[Tensor] = []
         names = _names(self.images, self.count)
+        self._record(complete=False)
         for i, name in enumerate(names):
             raw = self.images.read([i])[0]
             image = to_model(raw, form)
@@ -84,14 +86,24 @@ class PairWriter:
                 shown += [clouded, image, (mask.to(image) * 2 - 1).expand_as(image)]
             yield Shares(field.cover, float(mask.double().mean()))
         save_png(image_grid(torch.stack(shown), columns=3), self.folder / SHEET)
+        self._record(complete=True)
+
+    def _record(self, *, complete: bool) -> None:
         record = {
             "images": self.images.source,
             "count": self.count,
             "seed": self.seed,
+            "complete": complete,
             "clouds": asdict(self.clouds),
-            "format": form.to_toml(),
+            "format": self.images.format.to_toml(),
         }
         write_text(self.folder / RECORD, tomli_w.dumps(record))
+
+
+def _keep_out(source: Path, folder: Path) -> None:
+    """Make sure that images to be read are none of those that are replaced."""
+    if source.exists() and source.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"the images, {source}, lie in {folder} themselves: choose another --out")
 
 
 def _make_room(folder: Path, force: bool) -> None:
@@ -102,7 +114,6 @@ def _make_room(folder: Path, force: bool) -> None:
     if not (force and ours):
         hint = ", or --force to replace the pairs" if ours else ""
         raise ConfigError(f"{folder} already holds files: choose another --out, empty it{hint}")
-    (folder / RECORD).unlink()
     for part in (INPUT, TARGET, MASK):
         shutil.rmtree(folder / part, ignore_errors=True)
 

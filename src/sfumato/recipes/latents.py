@@ -94,6 +94,8 @@ class Flow:
                 )
             if sampler.guidance != 1:
                 raise ConfigError("guidance wants a class: name it with --class")
+            if sampler.mirror:
+                raise ConfigError("--mirror wants a class here: name it with --class")
             bound = self._plain
         return build.sampler_denoiser(sampler, bound)
 

@@ -266,7 +266,8 @@ class Model:
         return _guided(given, free, config)
 
     def _refuse_mirror(self) -> None:
-        if not self.recipe.flip:
+        guided_by = self.weaker or self
+        if not (self.recipe.flip and guided_by.recipe.flip):
             raise ConfigError(
                 "mirror averages what is said of an image and of its mirror image, which this "
                 "model, trained without --flip, takes for different ones: leave it out"

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
     from sfumato.recipes.restoring.drawing import Drawing
     from sfumato.recipes.restoring.how import How, usual_sampler
-    from sfumato.recipes.restoring.page import write_page
+    from sfumato.recipes.restoring.page import PICTURES, write_page
     from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
     from sfumato.recipes.restoring.tasks import Task
-    from sfumato.recipes.restoring.truth import Score, Shown, averages, scores
+    from sfumato.recipes.restoring.truth import Score, Scorer, Shown, averages
     from sfumato.recipes.restoring.work import Done, Given, restore
 
 _WHERE = {
@@ -21,15 +21,16 @@ _WHERE = {
     "damaged": ("Damaged", "read_damaged", "write_restored"),
     "drawing": ("Drawing",),
     "how": ("How", "usual_sampler"),
-    "page": ("write_page",),
+    "page": ("PICTURES", "write_page"),
     "scenes": ("SceneReader", "SceneWriter"),
     "tasks": ("Task",),
-    "truth": ("Score", "Shown", "averages", "scores"),
+    "truth": ("Score", "Scorer", "Shown", "averages"),
     "work": ("Done", "Given", "restore"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
+    "PICTURES",
     "Damaged",
     "Done",
     "Drawing",
@@ -38,13 +39,13 @@ __all__ = [
     "SceneReader",
     "SceneWriter",
     "Score",
+    "Scorer",
     "Shown",
     "Task",
     "averages",
     "check",
     "read_damaged",
     "restore",
-    "scores",
     "usual_sampler",
     "write_page",
     "write_restored",

@@ -25,14 +25,6 @@ from sfumato.sampling import sample, start_from_prior
 Tick = Callable[[float], object]
 
 
-def deviation(answers: Tensor) -> Tensor:
-    """Return the standard deviation [C, H, W] of answers [n, C, H, W] of `Drawing.draw`, n > 1.
-
-    Theirs come in pairs on two sides of the mean, so that it is as good as known: n is divided by.
-    """
-    return answers.std(0, correction=len(answers) % 2)
-
-
 @dataclass(frozen=True, eq=False)
 class Drawing:
     """A model that draws answers, and how. Raises ConfigError for a class it does not know.
@@ -145,6 +137,17 @@ class Drawing:
         yield x
         yield from (step.x for step in sample(denoise, solver, grid, x, noise))
 
+    def deviation(self, answers: Tensor) -> Tensor:
+        """Return the standard deviation [C, H, W] of answers [n, C, H, W] of `draw`, n > 1.
+
+        Those of an even seed and the next lie on two sides of the mean, which they have as good as
+        known; the others count as independent draws do.
+        """
+        count, odd = len(answers), self.how.seed % 2
+        alone = odd + (count - odd) % 2
+        squares = (answers - answers.mean(0)).square().sum(0)
+        return (squares / (count - alone / count)).sqrt()
+
     def grid(self, highest: float | None = None) -> Tensor:
         """Return the levels that are walked, from the `highest` if one is given."""
         if highest is None:
@@ -203,4 +206,6 @@ class Drawing:
 
         if (height, width) == (high, wide):
             return ask([Window(row, 0, 0) for row in range(len(seeds))])
-        return Windowed(ask([Window(0, 0, 0)]), ask, (high, wide), self.stride)
+        # So many small windows at once as make good use of the machine, few large ones.
+        at_once = max(self.sampler.batch, min(16, 2**16 // (high * wide)))
+        return Windowed(ask([Window(0, 0, 0)]), ask, (high, wide), self.stride, at_once)

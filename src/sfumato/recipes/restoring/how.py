@@ -72,10 +72,16 @@ class How:
     def method_for(self, model: Model) -> MethodName | None:
         """Return the method for this model; None for one of pairs, which needs none.
 
-        Raises ConfigError as `named` does.
+        Raises ConfigError as `named` does, and for one that is named where none is needed.
         """
-        known = model.network.spectrum is not None
-        return None if model.condition is not None else self.named(known=known)
+        if model.condition is None:
+            return self.named(known=model.network.spectrum is not None)
+        if self.method is not None:
+            raise ConfigError(
+                "this model was trained on pairs and knows from them what to restore: leave out "
+                "--method"
+            )
+        return None
 
     def refuse_unused(self, method: MethodName | None) -> None:
         """Raise ConfigError for what only other methods use; None: a model that needs none."""

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from sfumato.data.pixels import to_model
-from sfumato.recipes.restoring.drawing import deviation
 from sfumato.recipes.restoring.truth import Score, Shown, averages
 from sfumato.report.grid import image_grid, png_bytes
 from sfumato.report.html import Cell, Report
 
 _SHOWN = 8
 """Answers of one image on the page."""
-_PICTURES = 64
+PICTURES = 64
 """Images on the page."""
 
 
@@ -31,7 +30,7 @@ def sheet(shown: Shown) -> bytes:
     if len(shown.answers) > 1:
         every = to_model(shown.answers, form)
         row.append(every.mean(0, keepdim=True))
-        spread = deviation(every).mean(0, keepdim=True)
+        spread = every.std(0).mean(0, keepdim=True)  # of any scale
         row.append((2 * spread / spread.max().clamp(min=1e-9) - 1).expand_as(x[:1]))
     if shown.truth is not None:
         row.append(to_model(shown.truth[None], form))
@@ -51,7 +50,10 @@ def _colours(given: Tensor, like: Tensor) -> Tensor:
 def write_page(
     out: Path, title: str, found: Sequence[Shown], near: Sequence[Score], facts: dict[str, str]
 ) -> Path:
-    """Write restored.html and return its path; `near` is how near the pictures are to the truth."""
+    """Write restored.html and return its path.
+
+    `found` are the images to be shown, `near` is how near all of them are to the truth.
+    """
     page = Report(title, kind="Sfumato restoration").facts(facts)
     if near:
         page.section("How near the truth")
@@ -63,8 +65,8 @@ def write_page(
             "Features: the distance of EfficientNet-Lite0's to those of the truth, at 96 x 96 px; "
             "less is nearer, 0 is the truth itself."
         )
-    page.section("Pictures", _order(found[0]) if found else "")
-    for one in found[:_PICTURES]:
+    page.section("Pictures", _order(found[0]) if found else "Too large to be shown here.")
+    for one in found:
         page.figure(sheet(one), one.name, f"{one.name}, restored", True)
     where = out / "restored.html"
     page.write(where)

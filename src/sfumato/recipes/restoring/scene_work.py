@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.recipes.inputs import save_array
 from sfumato.recipes.restoring.damaged import Damaged
-from sfumato.recipes.restoring.drawing import Drawing, deviation
-from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter
+from sfumato.recipes.restoring.drawing import Drawing
+from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter, spread_writer
 from sfumato.restoration import Mask, Measured
 
 _PART = 256
@@ -83,11 +82,10 @@ def restore_scene(
             stack.enter_context(SceneWriter(name(number(i, count)), form, scene.geo))
             for i in range(count)
         ]
-        several = count > 1
-        middle = SceneWriter(name("-mean"), form, scene.geo) if several else None
-        if middle is not None:
-            stack.enter_context(middle)
-        spread = np.zeros((form.height, form.width), np.float32) if several else None
+        middle = spread = None
+        if count > 1:
+            middle = stack.enter_context(SceneWriter(name("-mean"), form, scene.geo))
+            spread = stack.enter_context(spread_writer(name("-spread"), form, scene.geo))
         for part in parts(drawing, form.height, form.width):
             (top, bottom), (left, right) = part.rows, part.columns
             here = scene.read(top, left, bottom - top, right - left)
@@ -104,18 +102,13 @@ def restore_scene(
                     kept[i, :, top:bottom, left:right] = raw
             if middle is not None and spread is not None:
                 middle.write(here.compose(x.mean(0)), top, left)
-                apart = deviation(x)
+                apart = drawing.deviation(x)
                 if std == 0:
                     apart = torch.where(here.known, 0.0, apart)
-                wide = apart.mean(0).numpy() * (form.high - form.low) / 2
-                spread[top:bottom, left:right] = wide
-    files = [name(number(i, count)) for i in range(count)]
-    if spread is not None:
-        files.append(name("-mean"))
-        where = name("-spread").with_suffix(".npy")
-        save_array(spread, where)
-        files.append(where)
-    return Written(files, kept)
+                wide = apart.mean(0, keepdim=True).numpy() * (form.high - form.low) / 2
+                spread.write(wide.astype(np.float32), top, left)
+    told = [one for one in (*writers, middle, spread) if one is not None]
+    return Written([one.path for one in told], kept)
 
 
 def _answers(

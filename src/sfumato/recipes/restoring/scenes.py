@@ -37,7 +37,7 @@ class SceneReader:
 
     format: the model's, with the scene's height and width. geo: where it lies on Earth; None
     without such tags. flat: whether memory stays that of a few windows, as it does for .npy and
-    TIFF; other files are decoded whole on opening. last: whether it is an array [H, W, C].
+    TIFF; other files are decoded whole for the first window. last: whether an array is [H, W, C].
     """
 
     def __init__(
@@ -134,8 +134,17 @@ class SceneWriter:
     window wrote is 0. As a context manager: closed on success, discarded on an exception.
     """
 
-    def __init__(self, out: Path, form: PixelFormat, geo: GeoReference | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        form: PixelFormat,
+        geo: GeoReference | None = None,
+        *,
+        plane: bool = False,
+    ) -> None:
         """Begin an image of `form` (the scene's, as `SceneReader.format`), georeferenced by `geo`.
+
+        plane: of one band, which is no axis of its own in a .npy: [H, W].
 
         Raises DataError for another kind of file, MissingExtraError for a TIFF without tifffile.
         """
@@ -158,14 +167,20 @@ class SceneWriter:
         self._temporary = self._out.with_name(f".{self._out.name}.{secrets.token_hex(4)}.tmp")
         try:
             if suffix == ARRAY:
+                shape = form.shape[1:] if plane else form.shape
                 self._array = np.lib.format.open_memmap(
-                    self._temporary, "w+", np.dtype(form.dtype), form.shape
-                )
+                    self._temporary, "w+", np.dtype(form.dtype), shape
+                ).reshape(form.shape)
             else:
                 self._array = map_tiff(self._temporary, form.shape, form.dtype, geo)
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
+
+    @property
+    def path(self) -> Path:
+        """Where the file is after `close`."""
+        return self._out
 
     def write(self, raw: NDArray[Any], top: int, left: int) -> None:
         """Put a raw window [C, h, w] at a row and column; ValueError where it does not fit."""
@@ -211,6 +226,17 @@ class SceneWriter:
             self.close()
         else:
             self.discard()
+
+
+def spread_writer(name: Path, form: PixelFormat, geo: GeoReference | None) -> SceneWriter:
+    """Begin the map [H, W] of how far answers of `form` differ, in pixel values, float32.
+
+    Georeferenced in a TIFF where the answers are, else a .npy.
+    """
+    placed = geo is not None and name.suffix.lower() in TIFFS
+    where = name if placed else name.with_suffix(ARRAY)
+    own = PixelFormat(1, form.height, form.width, "float32", 0.0, form.high - form.low)
+    return SceneWriter(where, own, geo.of_place() if placed and geo else None, plane=True)
 
 
 def _flush(array: NDArray[Any]) -> None:

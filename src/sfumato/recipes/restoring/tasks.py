@@ -150,12 +150,16 @@ def inside(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """
     weights = kernel.abs().double()
     high, wide = kernel.shape
-    # The pixel at the kernel's centre sees kernel[centre + d] of the pixel at -d.
-    padded = torch.nn.functional.pad(
-        torch.ones(1, 1, *size, dtype=torch.float64),
-        ((wide - 1) // 2, wide // 2, (high - 1) // 2, high // 2),
-    )
-    seen = torch.nn.functional.conv2d(padded, weights.flip(0, 1)[None, None])[0, 0]
+    # The pixel at the kernel's centre sees kernel[centre + d] of the pixel at -d: of the flipped
+    # kernel a rectangle, which sums from its corner tell at once.
+    sums = torch.nn.functional.pad(weights.flip(0, 1), (1, 0, 1, 0)).cumsum(0).cumsum(1)
+
+    def reach(side: int, pixels: int) -> tuple[Tensor, Tensor]:
+        first = (side - 1) // 2 - torch.arange(pixels)
+        return first.clamp(0, side), (first + pixels).clamp(0, side)
+
+    (top, bottom), (left, right) = reach(high, size[0]), reach(wide, size[1])
+    seen = (sums[bottom] - sums[top])[:, right] - (sums[bottom] - sums[top])[:, left]
     known = seen >= (1 - _BEYOND) * float(weights.sum())
     if not known.any():
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,9 @@ from sfumato.metrics.paired import feature_distance, paired_scores, psnr
 
 T = TypeVar("T")
 
+TO_SHOW = 2**22
+"""Values of an image that is still put on a page."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shown:
@@ -31,6 +35,11 @@ class Shown:
     answers: NDArray[Any]
     truth: NDArray[Any] | None
     form: PixelFormat
+
+    @property
+    def small(self) -> bool:
+        """Whether it fits on a page."""
+        return self.answers[0].size <= TO_SHOW
 
 
 @dataclass(frozen=True)
@@ -53,48 +62,54 @@ class Score:
         return told + ("" if self.features is None else f", features {self.features:.2f}")
 
 
-def scores(found: Sequence[Shown]) -> tuple[list[Score], list[str]]:
-    """Return scores of the first answers, and of the means of several, where the truth is known.
+class Scorer:
+    """Tells how near answers are to the truth, image by image.
 
-    Beside them, what could not be measured for want of a package.
+    `missing` says what could not be measured for want of a package.
     """
-    missing = dict[str, None]()
 
-    def attempt(measure: Callable[[], T]) -> T | None:
-        try:
-            return measure()
-        except MissingExtraError as error:
-            missing[str(error)] = None
-            return None
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self._extractor: FeatureExtractor | None = None
 
-    told: list[Score] = []
-    extractor: FeatureExtractor | None = None
-    for shown in found:
+    def __call__(self, shown: Shown) -> list[Score]:
+        """Return scores of the first answer, and of the mean of several; none without the truth."""
         if shown.truth is None:
-            continue
-        if extractor is None:
-            extractor = attempt(efficientnet_features)
-        truth = to_model(shown.truth[None], shown.form)
+            return []
+        if self._extractor is None:
+            self._extractor = self._attempt(efficientnet_features)
+        truth, extractor = to_model(shown.truth[None], shown.form), self._extractor
+        told: list[Score] = []
         for what, x in _pictures(shown).items():
-            score = attempt(partial(paired_scores, x, truth))
+            score = self._attempt(partial(paired_scores, x, truth))
             similar = None if score is None else score.mean_ssim
             far = None if extractor is None else float(feature_distance(extractor, x, truth))
             told.append(Score(shown.name, what, float(psnr(x, truth)), similar, far))
-    return told, list(missing)
+        return told
+
+    def _attempt(self, measure: Callable[[], T]) -> T | None:
+        try:
+            return measure()
+        except MissingExtraError as error:
+            if str(error) not in self.missing:
+                self.missing.append(str(error))
+            return None
 
 
 def averages(told: Sequence[Score]) -> list[Score]:
     """Return the means over images, for each of what was scored; none for one image.
 
-    Over those images that all have a number: None where one lacks it.
+    Where one image lacks a number the mean is None. An infinite PSNR, of an image that is the truth
+    itself, counts as none.
     """
     if len({one.image for one in told}) < 2:
         return []
     found: list[Score] = []
     for what in dict.fromkeys(one.what for one in told):
         every = [one for one in told if one.what == what]
-        peak = sum(one.psnr for one in every) / len(every)
+        peak = _mean([one.psnr for one in every if one.psnr < math.inf])
         similar, far = (_mean([getattr(one, name) for one in every]) for name in _MAY_LACK)
+        peak = math.inf if peak is None else peak
         found.append(Score(f"all {len(every)}, on average", what, peak, similar, far))
     return found
 
@@ -102,9 +117,9 @@ def averages(told: Sequence[Score]) -> list[Score]:
 _MAY_LACK = ("ssim", "features")
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    return sum(known) / len(known) if len(known) == len(values) > 0 else None
 
 
 def _pictures(shown: Shown) -> dict[str, Tensor]:

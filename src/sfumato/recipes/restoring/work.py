@@ -15,18 +15,17 @@ from torch import Tensor
 from sfumato.data.pixels import PixelFormat, from_model
 from sfumato.data.save import save_image
 from sfumato.errors import ConfigError, DataError
-from sfumato.recipes.inputs import save_array
 from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
-from sfumato.recipes.restoring.drawing import Drawing, deviation
+from sfumato.recipes.restoring.drawing import Drawing
 from sfumato.recipes.restoring.scene_work import number, restore_scene
-from sfumato.recipes.restoring.scenes import SceneReader
+from sfumato.recipes.restoring.scenes import SceneReader, spread_writer
 from sfumato.recipes.restoring.tasks import Question, Task, question
-from sfumato.recipes.restoring.truth import Shown
+from sfumato.recipes.restoring.truth import TO_SHOW, Shown
 from sfumato.restoration import Measured
 from sfumato.restoration.estimate import noise_std
 
-_TO_SHOW = 2**22
-"""Values of an image that is still put on a page."""
+_IN_MEMORY = 2**25
+"""Values of an image that is still held as a whole where only parts are missing."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,13 @@ def restore(
     return _whole(drawing, task, path, given, name, tick)
 
 
+_WHOLE: dict[str, Callable[[Given], bool]] = {
+    "--truth": lambda given: given.truth is not None,
+    "--noise auto": lambda given: given.noise == "auto",
+}
+"""Options that need a whole image at once, and whether they are given."""
+
+
 def _filled(
     drawing: Drawing, path: Path, given: Given, name: Callable[[str], Path],
     tick: Callable[[float], object],
@@ -92,18 +98,21 @@ def _filled(
         if share == 1:
             notes.append("nothing is known of it, so these are samples")
         size = height * width
-        small = size * form.channels <= _TO_SHOW
-        if given.truth is not None and not small:
-            raise ConfigError("--truth is for images that fit into memory: leave it out")
+        values = size * form.channels
+        for option, there in _WHOLE.items():
+            if there(given) and values > _IN_MEMORY:
+                raise ConfigError(
+                    f"{option} is for images of at most {_IN_MEMORY / 1e6:.0f} million values, and "
+                    f"{path} has {values / 1e6:.0f}: leave it out"
+                )
         truth = _truth(given, scene.format)
-        if small:
-            whole = scene.read(0, 0, height, width)
+        keep = truth is not None or values <= TO_SHOW
+        whole = scene.read(0, 0, height, width) if keep or given.noise == "auto" else None
+        if whole is not None:
             std = _std(given.noise, whole.x, form, whole.known)
-        elif given.noise == "auto":
-            raise ConfigError("--noise auto is for images that fit into memory: give a number")
         else:
-            whole, std = None, _std(given.noise, torch.zeros(1), form)
-        done = restore_scene(drawing, scene, name, std, lambda n: tick(n / size), small)
+            std = _std(given.noise, torch.zeros(1), form)
+        done = restore_scene(drawing, scene, name, std, lambda n: tick(n / size), keep)
         if scene.geo is not None and not _holds_place(name("")):
             notes.append(_PLACE_LOST)
         shown = None
@@ -148,7 +157,7 @@ def _whole(
             notes.append("its georeference is lost: what was measured is of another size")
         elif not _holds_place(name("")):
             notes.append(_PLACE_LOST)
-    return _done(x, asked.form, like, name, path, asked.shown, truth, notes)
+    return _done(drawing, x, asked.form, like, name, path, asked.shown, truth, notes)
 
 
 def _noise_to_remove(told: str, path: Path, asked: Question, given: Given) -> float:
@@ -193,7 +202,7 @@ def _paired(
         like = replace(seen, format=form, geo=seen.geo.of_place(), raw=None)
         if not _holds_place(name("")):
             notes.append(_PLACE_LOST)
-    return _done(x, form, like, name, path, seen.x, truth, notes)
+    return _done(drawing, x, form, like, name, path, seen.x, truth, notes)
 
 
 def _read_as(seen: Damaged | SceneReader | None) -> list[str]:
@@ -208,12 +217,19 @@ def _holds_place(out: Path) -> bool:
 
 
 def _done(
-    x: Tensor, form: PixelFormat, like: Damaged | None, name: Callable[[str], Path], path: Path,
-    given: Tensor, truth: NDArray[Any] | None, notes: list[str],
+    drawing: Drawing, x: Tensor, form: PixelFormat, like: Damaged | None,
+    name: Callable[[str], Path], path: Path, given: Tensor, truth: NDArray[Any] | None,
+    notes: list[str],
 ) -> Done:  # fmt: skip
     raw = _raw(x, form, like)
-    shown = Shown(path.name, given, raw, truth, form)
-    return Done(_write(x, raw, form, like, name), shown, notes)
+    files = _write(x, raw, form, like, name)
+    if len(x) > 1:
+        geo = None if like is None else like.geo
+        with spread_writer(name("-spread"), form, geo) as spread:
+            apart = drawing.deviation(x).mean(0, keepdim=True).numpy() * _unit(form)
+            spread.write(apart.astype(np.float32), 0, 0)
+        files.append(spread.path)
+    return Done(files, Shown(path.name, given, raw, truth, form), notes)
 
 
 def _raw(x: Tensor, form: PixelFormat, like: Damaged | None) -> NDArray[Any]:
@@ -227,7 +243,7 @@ def _write(
     x: Tensor, raw: NDArray[Any], form: PixelFormat, like: Damaged | None,
     name: Callable[[str], Path],
 ) -> list[Path]:  # fmt: skip
-    """Write answers; where there are several, their mean and spread too."""
+    """Write answers; where there are several, their mean too."""
     named = [(number(i, len(raw)), one) for i, one in enumerate(raw)]
     if len(raw) > 1:
         named.append(("-mean", _raw(x.mean(0, keepdim=True), form, like)[0]))
@@ -239,10 +255,6 @@ def _write(
         else:
             save_image(one, form, where)
         files.append(where)
-    if len(raw) > 1:
-        files.append(name("-spread").with_suffix(".npy"))
-        spread = deviation(x).mean(0).numpy() * _unit(form)
-        save_array(spread.astype(np.float32), files[-1])
     return files
 
 

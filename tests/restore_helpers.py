@@ -19,9 +19,11 @@ FAST = ["--steps", "3", "--threads", "1", "--device", "cpu"]
 
 
 def trained(folder: Path, kind: str) -> Path:
-    """A run of two steps: of "rgb", "ladder", "spectral", "grey16", "float", "classes", "pairs"."""
+    """A run of two steps: "rgb", "flipped", "ladder", "spectral", "grey16", "float", "classes" or
+    "pairs"."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = small("edm-tiny", skip="spectral" if kind == "spectral" else "scalar")
+    recipe = small("edm-tiny", skip="spectral" if kind == "spectral" else "scalar",
+                   flip=kind == "flipped")  # fmt: skip
     options: dict[str, Any] = {"layout": "NHWC"}
     data = folder / "images.npy"
     if kind == "ladder":

@@ -416,5 +416,11 @@ def test_pixels_that_see_beyond_the_image_are_not_believed() -> None:
     assert float(off[known].max()) <= 2 * 2 * 0.002
     assert int(known.sum()) >= (20 - 3) * (19 - 4)
     assert float(off[~known].mean()) > 0.05
+    # What each pixel sees of the image, one by one.
+    shares = torch.nn.functional.conv2d(
+        torch.nn.functional.pad(torch.ones(1, 1, 20, 19, dtype=F64), (2, 2, 1, 2)),
+        kernel.flip(0, 1)[None, None],
+    )
+    assert torch.equal(known, shares[0, 0] >= 0.998)
     with pytest.raises(ConfigError, match="from everywhere"):
         inside(torch.ones(4, 6), (4, 5))

@@ -31,6 +31,15 @@ class Sums:
     def __call__(self, x): return x.flatten(1).sum(1, keepdim=True)
     def adjoint(self, y): return y[:, :, None, None].expand(-1, 3, 8, 8)
 
+class Single:
+    matrix = torch.eye(8)
+    def __call__(self, x): return x @ self.matrix
+    def adjoint(self, y): return y @ self.matrix
+
+class Alone:
+    def __call__(self, x): return x[:1]
+    def adjoint(self, y): return y
+
 class Curved:
     def __call__(self, x): return x.abs()
     def adjoint(self, y): return y
@@ -66,6 +75,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture(tmp_path / "deep.png", channels=1, dtype="uint16")
     picture(tmp_path / "f.npy", channels=2, dtype="float32")
     picture(tmp_path / "pair.npy", channels=2, dtype="uint16")
+    np.save(tmp_path / "whole.npy", np.ones(1, np.int64))
+    np.save(tmp_path / "deep.npy", np.ones((3, 4, 8), np.uint16))
     picture(tmp_path / "twice" / "a.png")
     picture(tmp_path / "full" / "there.png")
     hole(tmp_path / "m.png")
@@ -125,6 +136,12 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "kernel of 0": ("rgb", "a.png --deblur zero.npy", "with a sum above 0"),
     "kernel of 3": ("rgb", "a.png --deblur three.npy", "a kernel is [h, w]"),
     "colours in colours": ("float", "f.npy --colorize", "needs a model of RGB images, not 2"),
+    "pairs and a method": ("pairs", "pair.npy --method dps", "what to restore: leave out"),
+    "deblur by ddrm": ("rgb", "a.png --deblur gaussian:.5 --method ddrm", "choose another"),
+    "single precision": ("rgb", "a.png --op ops.py:Single", "must follow x's dtype and device"),
+    "one at a time": ("rgb", "a.png --op ops.py:Alone --batch 2", "an operator takes any batch"),
+    "whole numbers": ("rgb", "whole.npy --op ops.py:Sums", "which are no pixels: expected floats"),
+    "other pixels": ("rgb", "deep.npy --op ops.py:Half", "give uint8 images"),
     "wrong adjoint": ("rgb", "half.png --op ops.py:Wrong", "adjoint is wrong: <A x, y> is"),
     "curved": ("rgb", "a.png --op ops.py:Curved", "--op ops.py:Curved"),
     "failing": ("rgb", "a.png --op ops.py:Crooked", "--op ops.py:Crooked: RuntimeError"),
@@ -138,7 +155,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "of another size": ("rgb", "a.png --op ops.py:Half", "measures [3, 4, 8] of images [3, 8, 8]"),
     "no image measured": ("rgb", "a.png --op ops.py:Sums", "which is no image: give it as .npy"),
     "broken values": ("rgb", "broken.npy --op ops.py:Half", "can be read"),
-    "no spectrum": ("rgb", "half.png --op ops.py:Half --noise 5 --method ddrm", "another method"),
+    "no spectrum": ("rgb", "half.png --op ops.py:Half --noise 5 --method ddrm", "choose another"),
     "unknown class": ("classes", HERE + " --class oek", "did you mean 'oak'?"),
     "no class": ("classes", HERE, "add --class, one of beech, oak"),
     "class of none": ("rgb", HERE + " --class oak", "trained without classes"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sfumato.cli.parse import OutPath, duration, free_folder, parse
-from sfumato.cli.restore_inputs import FILES, listed, one_file, partner
+from sfumato.cli.restore_inputs import (
+    FILES,
+    check_tiffs,
+    listed,
+    names_in,
+    one_file,
+    partner,
+    png_instead,
+)
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.restoring.names import MethodName
@@ -48,7 +56,8 @@ class RestoreOptions:
     colorize: bool = False
     """Images are grey, and the model's are in colours."""
     op: str | None = None
-    """What was done, FILE.py:NAME, with __call__(x) and adjoint(y) (docs/restoration.md)."""
+    """What was done to images of the model's size, FILE.py:NAME, with __call__(x) and adjoint(y)
+    (docs/restoration.md)."""
     noise: str = "0"
     """Deviation of what is known, in pixel values, or auto: it need not be kept exactly then."""
     truth: Path | None = None
@@ -117,15 +126,16 @@ def run(arguments: Sequence[str]) -> int:
     usual = usual_sampler(model.recipe.sampler, how.method_for(model))
     drawing = Drawing(model, how, options.sampler.over(usual), options.class_)
     out = options.out or free_folder(model.run / "restored" / images[0].stem)
-    if single and out.suffix.lower() == ".png" and _png_instead(model) != ".png":
+    if single and out.suffix.lower() == ".png" and png_instead(model) != ".png":
         raise ConfigError(
             f"{out}: a PNG cannot hold {model.format.channels} x {model.format.dtype} here: write "
-            f"{_png_instead(model)}"
+            f"{png_instead(model)}"
         )
     if not single and out.is_file():
         raise ConfigError(f"{out} is a file: end its name in {', '.join(FILES)}, or name a folder")
     if not single and out.exists() and any(out.iterdir()) and not options.force:
         raise ConfigError(f"{out} holds files already: --force replaces them, or give another -o")
+    check_tiffs([out] if single else [names_in(out, path, model)("") for path in images])
     start = time.perf_counter()
     found = _all(options, drawing, task, images, out, single)
     taken = time.perf_counter() - start
@@ -186,7 +196,7 @@ def _all(
     bar = tqdm(total=len(images), unit="image", bar_format=_BAR, leave=False)
     with bar:
         for place, path in enumerate(images):
-            name = (lambda _, out=out: out) if single else _names(out, path, drawing.model)
+            name = (lambda _, out=out: out) if single else names_in(out, path, drawing.model)
             try:
                 done = restore(drawing, task, path, every[place], name, tick)
             except (DataError, ConfigError, ValueError, FloatingPointError, OSError) as error:
@@ -237,14 +247,6 @@ def _given(options: RestoreOptions, path: Path, images: list[Path]) -> Given:
     )
 
 
-def _names(out: Path, path: Path, model: Model) -> Callable[[str], Path]:
-    """Names in a folder, of the image's own kind where it can hold the model's images."""
-    suffix = path.suffix.lower() if path.suffix.lower() in FILES else ".png"
-    if suffix == ".png":
-        suffix = _png_instead(model)
-    return lambda ending: out / f"{path.stem}{ending}{suffix}"
-
-
 def _task_in_words(options: RestoreOptions) -> str:
     if options.super_resolve is not None:
         return f"enlarge {options.super_resolve} times"
@@ -256,13 +258,6 @@ def _task_in_words(options: RestoreOptions) -> str:
     if options.op is not None:
         return f"invert {options.op}"
     return "colour" if options.colorize else "fill in what is missing"
-
-
-def _png_instead(model: Model) -> str:
-    """.png, or what holds the model's images where a PNG cannot."""
-    from sfumato.data.save import default_suffix
-
-    return default_suffix(model.format)
 
 
 def _tell_scores(found: _Found) -> None:

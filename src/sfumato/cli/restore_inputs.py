@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfumato.data.decode import ARRAY, SUFFIXES
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from sfumato.recipes.model import Model
 
 FILES = (".png", ".tif", ".tiff", ".npy")
 """Endings of what is written."""
@@ -23,6 +28,13 @@ def one_file(out: Path | None, images: int, answers: int, force: bool) -> bool:
     if out.exists() and not force:
         raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
     return True
+
+
+def check_tiffs(names: Sequence[Path]) -> None:
+    """Raise MissingExtraError where a TIFF would be written and nothing can."""
+    there = any(name.suffix.lower() in (".tif", ".tiff") for name in names)
+    if there and importlib.util.find_spec("tifffile") is None:
+        raise MissingExtraError("tifffile", "data", "writing TIFFs")
 
 
 def partner(given: Path | None, path: Path, option: str, count: int) -> Path | None:
@@ -71,3 +83,18 @@ def listed(given: Sequence[Path]) -> list[Path]:
     if twice is not None:
         raise ConfigError(f"two images are called {twice}: restore them one after another")
     return found
+
+
+def names_in(out: Path, path: Path, model: Model) -> Callable[[str], Path]:
+    """Names in a folder, of the image's own kind where it can hold the model's images."""
+    suffix = path.suffix.lower() if path.suffix.lower() in FILES else ".png"
+    if suffix == ".png":
+        suffix = png_instead(model)
+    return lambda ending: out / f"{path.stem}{ending}{suffix}"
+
+
+def png_instead(model: Model) -> str:
+    """.png, or what holds the model's images where a PNG cannot."""
+    from sfumato.data.save import default_suffix
+
+    return default_suffix(model.format)

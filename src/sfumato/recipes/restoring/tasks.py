@@ -191,10 +191,15 @@ def _own(told: str, path: Path, form: PixelFormat, channels: int | None) -> Ques
         check_adjoint(operator, form.shape)
         expected = operator(torch.zeros(1, *form.shape)).shape[1:]
     except Exception as error:  # whatever the user's code raises
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ConfigError(f"--op {told}: {kind}{error}") from error
+        raise ConfigError(_failing(told, error)) from error
     damaged = None
-    if path.suffix == ".npy":
+    whole = form.dtype != "float32" and _whole_numbers(path)
+    if whole and len(expected) != 3:
+        raise DataError(
+            f"{path}: the operator measures {list(expected)}, which are no pixels: expected floats "
+            "of images in [-1, 1], got whole numbers"
+        )
+    if path.suffix == ".npy" and not whole:
         y = torch.from_numpy(reading_file(path, _load)).float()[None]
         if y.ndim != 1 + len(expected):
             raise DataError(
@@ -217,6 +222,38 @@ def _own(told: str, path: Path, form: PixelFormat, channels: int | None) -> Ques
     if damaged is not None and damaged.share:
         operator = Composed(operator, Mask(damaged.known.expand_as(damaged.x)))
     return Question(form.shape, operator, y, form, shown, damaged)
+
+
+def try_own(told: str, operator: Operator, x: Tensor) -> None:
+    """Raise ConfigError where a user's operator fails for x [B, C, H, W] as it will be asked."""
+    try:
+        back = operator.adjoint(operator(x))
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(_failing(told, error)) from error
+    if back.shape != x.shape or back.device != x.device:
+        raise ConfigError(
+            f"--op {told}: of {list(x.shape)} on {x.device} it makes {list(back.shape)} on "
+            f"{back.device}: an operator takes any batch, and stays on its device"
+        )
+
+
+def _failing(told: str, error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    hint = ""
+    if isinstance(error, RuntimeError):
+        hint = " (tensors of its own must follow x's dtype and device: self.matrix.to(x))"
+    return f"--op {told}: {kind}{error}{hint}"
+
+
+def _whole_numbers(path: Path) -> bool:
+    """Whether a file is an array of whole numbers."""
+    if path.suffix != ".npy":
+        return False
+    return reading_file(path, _load_type).kind in "iu"
+
+
+def _load_type(stream: BinaryIO) -> np.dtype[Any]:
+    return np.lib.format.read_array(stream, allow_pickle=False).dtype
 
 
 def _load(stream: BinaryIO) -> np.ndarray[Any, Any]:

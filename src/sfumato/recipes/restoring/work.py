@@ -19,10 +19,11 @@ from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_resto
 from sfumato.recipes.restoring.drawing import Drawing
 from sfumato.recipes.restoring.scene_work import number, restore_scene
 from sfumato.recipes.restoring.scenes import SceneReader, spread_writer
-from sfumato.recipes.restoring.tasks import Question, Task, question
+from sfumato.recipes.restoring.tasks import Question, Task, question, try_own
 from sfumato.recipes.restoring.truth import TO_SHOW, Shown
 from sfumato.restoration import Measured
 from sfumato.restoration.estimate import noise_std
+from sfumato.restoration.operators import is_spectral
 
 _IN_MEMORY = 2**25
 """Values of an image that is still held as a whole where only parts are missing."""
@@ -130,6 +131,9 @@ def _whole(
         raise ConfigError("--mask and --nodata are for missing parts, and exclude other tasks")
     asked = question(task, path, drawing.model.format, given.channels)
     drawing.check(*asked.shape[1:])
+    if task.operator is not None:
+        like = torch.zeros(drawing.sampler.batch, *asked.shape, device=drawing.model.device)
+        try_own(task.operator, asked.operator, like)
     truth = _truth(given, asked.form)
     seen = asked.damaged
     if seen is None and given.noise == "auto":
@@ -143,6 +147,11 @@ def _whole(
         notes.append(f"noise of {start[1] * _unit(asked.form):.3g} pixel values removed")
     if asked.form.dtype != "float32":  # whole numbers are rounded ones
         std = max(std, 12**-0.5 / _unit(asked.form))
+    if drawing.method == "ddrm" and std > 0 and not is_spectral(asked.operator):
+        raise ConfigError(
+            "the method ddrm needs to know how each direction was weakened, which for this task "
+            "and image it does not: choose another --method"
+        )
     measured = None if start is not None else Measured(asked.operator, asked.y, std)
     x = drawing.draw(asked.shape, measured, start=start, tick=tick)
     like = None

@@ -342,6 +342,15 @@ def test_a_geotiff_stays_one(runs: Any, tmp_path: Path, capsys: Capture) -> None
         if not task:
             assert np.array_equal(found[~mask], image[~mask])
         assert (found != 0).all()
+        # Of several answers the mean and the spread lie there too, and the spread in pixel values.
+        folder = tmp_path / f"many{len(task)}{''.join(task[:1])}"
+        assert restore(runs("grey16"), tmp_path / "a.tif", *task, "-n", 2, "-o", folder) == 0
+        answers = [seen(folder / f"a-{i}.tif").astype(float) for i in (1, 2)]
+        for name in ("mean", "spread"):
+            with rasterio.open(folder / f"a-{name}.tif") as file:
+                assert (file.crs, file.transform) == ("EPSG:32633", where["transform"])
+        apart = np.abs(answers[0] - answers[1]) / 2
+        assert np.abs(seen(folder / "a-spread.tif") - apart).max() < 1.5
     capsys.readouterr()
     assert restore(runs("grey16"), tmp_path / "a.tif", "--super-resolve", 2, "-o",
                    tmp_path / "c.tif") == 0  # fmt: skip

@@ -62,6 +62,21 @@ def test_the_number_is_that_of_the_saved_weights(tmp_path: Path, features: str) 
     assert lines[-1]["frechet_against"] == "training images"
 
 
+def test_what_is_measured_is_saved_before(
+    tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring may take longer than a job has left that is told to end."""
+    found: list[list[int]] = []
+
+    def look(*arguments: Any) -> float:
+        found.append([int(one.name) for one in checkpoints(tmp_path / "run")])
+        return 1.0
+
+    monkeypatch.setattr("sfumato.recipes.evaluation.during.frechet_distance", look)
+    trained(tmp_path, eval_every=2, eval_n=4, eval_features=features, keep=9, save_every=100)
+    assert [steps[-1] for steps in found] == [2, 4, 6]
+
+
 def test_the_best_checkpoint_is_kept(
     tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

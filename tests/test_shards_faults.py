@@ -76,6 +76,23 @@ def test_a_broken_shard_is_named_and_its_images_replaced(tmp_path, harm, told):
     )
 
 
+def test_a_shard_that_goes_away_while_it_is_read_is_named_and_skipped(tmp_path):
+    folder = packed(tmp_path / "s", count=60)
+    images = open_shards(folder)
+    batches = ShardBatches(images, 6, 1)
+    with batches:
+        next(batches)
+        for shard in range(6):  # all opened and checked
+            with images.store.opened(shard):
+                pass
+        gone = folder / "shard-00003.tar"
+        remove(gone)
+        index = torch.cat([next(batches).index for _ in range(20)])
+    assert any("all 10 images of shard-00003.tar" in told for told in batches.skipped)
+    assert len(batches.skipped) == 1
+    assert not ((index[-60:] >= 30) & (index[-60:] < 40)).any()
+
+
 def test_too_many_broken_shards_are_an_error(tmp_path):
     folder = packed(tmp_path / "s")
     truncate(folder / "shard-00000.tar")

@@ -147,11 +147,13 @@ def test_training_ends_at_the_number_of_images_and_reports_truthfully() -> None:
 
 def test_labels_reach_the_network_and_are_checked() -> None:
     expected = [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    assert one_hot(torch.tensor([1, 2]), 3).tolist() == expected
+    like = torch.zeros((), dtype=torch.float64)
+    found = one_hot(torch.tensor([1, 2]), 3, like)
+    assert (found.tolist(), found.dtype) == (expected, torch.float64)
     with pytest.raises(DataError, match="needs labels"):
-        one_hot(None, 3)
+        one_hot(None, 3, like)
     with pytest.raises(DataError, match="0 to 2 for 3 classes, got 3"):
-        one_hot(torch.tensor([1, 3]), 3)
+        one_hot(torch.tensor([1, 3]), 3, like)
     seen: list[Tensor] = []
 
     class Listening(nn.Module):

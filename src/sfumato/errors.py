@@ -23,6 +23,10 @@ class CodecError(SfumatoError):
     """A compressed file that is damaged, or a model that it does not belong to."""
 
 
+class FinishedError(ConfigError):
+    """A run is asked to go on that has done all it was to do."""
+
+
 class MissingExtraError(SfumatoError):
     """An optional dependency is needed that the core install leaves out."""
 

@@ -43,11 +43,15 @@ def share(total: int, rank: int, count: int) -> range:
 class Processes:
     """This process's place among all; alone unless started by torchrun.
 
-    `count` processes in all, `local_count` of them on this machine.
+    `count` processes in all, `local_count` of them on this machine, this one's number there being
+    `local_rank`.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, local_count: int = 1) -> None:
-        self.rank, self.count, self.local_count = rank, count, local_count
+    def __init__(
+        self, rank: int = 0, count: int = 1, local_count: int = 1, local_rank: int = 0
+    ) -> None:
+        self.rank, self.count = rank, count
+        self.local_count, self.local_rank = local_count, local_rank
         self.group: Any = None
         """Of torch.distributed, on the host; None is its default group."""
 
@@ -107,6 +111,27 @@ class Processes:
         if kind is not None:
             raise kind.__new__(kind, text)  # whatever its own constructor takes
         return made
+
+    def one_a_machine_first(self, make: Callable[[], T]) -> T:
+        """Make something in one process of each machine, then in the others.
+
+        They find what the one keeps on disk. Its SfumatoError is raised in all.
+        """
+        if self.count == 1:
+            return make()
+        made: list[T] = []
+        failed: SfumatoError | None = None
+        if self.local_rank == 0:
+            try:
+                made.append(make())
+            except SfumatoError as error:
+                failed = error
+        failures = self.all(None if failed is None else (type(failed), str(failed)))
+        if failed is not None:
+            raise failed
+        for kind, text in filter(None, failures):
+            raise kind.__new__(kind, text)
+        return made[0] if made else make()
 
     def stacked(self, mine: Tensor) -> Tensor:
         """Return a float64 tensor of the same shape of every process, stacked by rank, on the host.
@@ -209,7 +234,8 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
             "another job uses that port, choose one with torchrun --master-port, or --standalone "
             "on one machine; on several, --rdzv-endpoint must be reachable from all"
         ) from error
-    processes = Processes(dist.get_rank(), dist.get_world_size(), local)
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    processes = Processes(dist.get_rank(), dist.get_world_size(), local, place)
     try:
         with meeting():
             processes.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -217,7 +243,12 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
     except GeneratorExit:  # Somebody stopped early, which is no error.
         raise
     except BaseException:
-        _leave()
+        if device.startswith("cuda"):
+            # NCCL takes leave together with the others, who wait for this one: they learn that it
+            # is gone when it has ended.
+            atexit.unregister(_leave)
+        else:
+            _leave()
         raise
 
 

@@ -55,7 +55,7 @@ def parse(
 def _flags_said(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
     """The arguments with `--name` for `--name True`, where tyro wants the value too."""
     unsaid = set(_unsaid(cls))
-    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, value in pairwise([*arguments, ""]):
         name = word.removeprefix("--").removeprefix("no-")
         if not word.startswith("--") or name not in unsaid:
             yield word

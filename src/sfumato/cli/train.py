@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sfumato.cli.parse import OutPath, duration, free_folder, parse
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, FinishedError
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import SUMMARIES, names, recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
@@ -118,7 +119,14 @@ def _resume(arguments: Sequence[str]) -> int:
         config = replace(config, run=replace(config.run, threads=options.threads))
     if options.fsdp is not None:
         config = replace(config, run=replace(config.run, fsdp=options.fsdp))
-    return train(config, options.resume, resume=True)
+    try:
+        return train(config, options.resume, resume=True)
+    except FinishedError as error:
+        if (options.images, options.minutes) != (None, None):
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(error)
+        return 0  # A job that is started again until it succeeds has succeeded.
 
 
 def train(
@@ -173,11 +181,11 @@ def _train(run: Run, say: Callable[[str], None]) -> str | None:
     from sfumato.training.interruption import Interruption
 
     say(f"training to {run.folder} (Ctrl-C stops it and keeps what was learned)")
-    several = run.processes.count > 1
+    launched = "LOCAL_RANK" in os.environ  # torchrun passes a signal on that came here already
     expected = run.progress.expected_images()
     images, seconds = run.images, run.seconds
     with (
-        Interruption(patient=several) as interruption,
+        Interruption(patient=launched) as interruption,
         tqdm(
             initial=run.images,
             unit="img",
@@ -199,7 +207,8 @@ def _train(run: Run, say: Callable[[str], None]) -> str | None:
             if interruption.requested:
                 run.interrupt()
         bar.close()
-        signal = (interruption.name or "a signal to another process") if run.interrupted else None
+        stopped = run.interrupted and not run.finished
+        signal = (interruption.name or "a signal to another process") if stopped else None
         if signal:
             say(f"stopped by {signal} at image {run.images:,}; to continue: "
                 f"sfumato train --resume {run.folder}")  # fmt: skip

@@ -66,6 +66,7 @@ class Graphed(nn.Module):
             self.network(**kept)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Threads that load data pin memory meanwhile, which is no part of the graph.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = self.network(**kept)
         return _Graph(graph, kept, out)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from sfumato.data.images import Images
 from sfumato.data.loader import Batches
-from sfumato.errors import ConfigError
+from sfumato.errors import FinishedError
 from sfumato.networks.base import Network
 from sfumato.processes import Processes, meeting, own_device
 from sfumato.recipes.environment import pick_device, set_threads, tune_device
@@ -139,7 +139,7 @@ class Run:
         if images is None:
             if note := remark(config.data):
                 say(note)
-            images = open_data(config.data, config.data.data)
+            images = processes.one_a_machine_first(lambda: open_data(config.data, config.data.data))
         if test is None and config.data.test:
             test = open_to_measure(config.data, config.data.test)
         check_sets(images, test)
@@ -238,6 +238,9 @@ class Run:
                     record, self.interrupted = agreed(processes, step, self._wished)
                     self._note(record, batches)
                     saver.note(self.position)
+                    saver.best = watching.best_step
+                    # Measuring may take longer than is left to a job that is told to end.
+                    saver.before(record, watching.measures(record))
                     watching.after(record, self.model, self._average)
                     saver.best = watching.best_step
                     yield record
@@ -279,7 +282,7 @@ class Run:
         self.progress.go_on(checkpoint.images, checkpoint.describe)
         lacks_report = self.config.run.report and not (self.folder / REPORT).exists()
         if self.finished and not lacks_report:
-            raise ConfigError(f"{self.folder} {self.progress.end()}")
+            raise FinishedError(f"{self.folder} {self.progress.end()}")
         self.log.resume(checkpoint.step, checkpoint.describe["window"])
         if not self.finished:
             self.say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")

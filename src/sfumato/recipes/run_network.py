@@ -95,7 +95,9 @@ class NetworkMaker:
         """Compile the network; where that fails and needs not be, say so and leave it."""
         self.say("compiling the network, which takes a minute or several")
         network.train().compile(dynamic=False)
-        if must:
+        if must or self.team.count > 1:
+            # Of several processes the first step compiles: only within what exchanges gradients is
+            # the graph cut so that they leave while others are still computed.
             return
         try:
             with fork_rng_of(self.device):

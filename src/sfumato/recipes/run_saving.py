@@ -85,11 +85,18 @@ class Saver:
         """Note that everything, the position too, is as it was after a step."""
         self._noted = (self.state.step, self.state.retry, position)
 
+    def before(self, record: Record, long: bool) -> None:
+        """Save before what takes long, of which the first process knows; a failure is only told."""
+        if self.config.eval_every:
+            self._keep(record, due=long)
+
     def after(self, record: Record) -> None:
         """Save where it is due; a failure is only told."""
+        self._keep(record, due=self._due() or self.best == self.state.step)
+
+    def _keep(self, record: Record, *, due: bool) -> None:
         if not (self.state.sharded or self.processes.first):
             return
-        due = self._due() or self.best == self.state.step
         if self.state.sharded:  # all write their parts, when the first says so
             due = self.processes.from_first(lambda: due)
         if not (record.rolled_back or (due and not record.skipped)):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sfumato.data.images import Images
 from sfumato.processes import Processes
 from sfumato.recipes.model import Model
@@ -61,6 +63,12 @@ class Watching:
         if self._measuring:
             self._measuring.forget_after(step)
 
+    def measures(self, record: Record) -> bool:
+        """Whether this process will measure what a step made, which may take long."""
+        if self._measuring is None or record.skipped or record.rolled_back:
+            return False
+        return self._measuring.every.due(record.step, self._progress.share)
+
     def after(self, record: Record, model: Callable[[], Model], average: Average) -> None:
         """Look at what a step made, where that is due; a failure is only told.
 
@@ -76,7 +84,9 @@ class Watching:
         for watcher in due:
             try:
                 watcher.look(model(), record.step)
-            except (OSError, ValueError, FloatingPointError) as error:
+            except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
                 name = type(watcher).__name__.lower()
                 self._say(f"warning: no {name} at image {record.images:,}: {error}")
+                if isinstance(error, torch.OutOfMemoryError):
+                    torch.cuda.empty_cache()
         average.release()

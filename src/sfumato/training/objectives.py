@@ -184,13 +184,14 @@ class Bound:
         terms = x0.new_zeros(len(x0))
         if len(above):
             below = self.levels.sigma[index[above] - 1]
-            part = Gaussian(mean[above], var[above])
-            kl = level_term(x0[above], x[above], part, sigma[above], below)
-            terms = terms.index_copy(0, above.to(x0.device), kl)
+            at = to_like(above, x0, above.dtype)  # a GPU would wait for indices of the host
+            kl = level_term(x0[at], x[at], Gaussian(mean[at], var[at]), sigma[above], below)
+            terms = terms.index_copy(0, at, kl)
         if len(first):
-            part = Gaussian(mean[first], var[first])
-            nats = decoder_term(x0[first], part, denoise.decoder_var, self.half_bin)
-            terms = terms.index_copy(0, first.to(x0.device), nats)
+            at = to_like(first, x0, first.dtype)
+            part = Gaussian(mean[at], var[at])
+            nats = decoder_term(x0[at], part, denoise.decoder_var, self.half_bin)
+            terms = terms.index_copy(0, at, nats)
         return len(self.levels) / x0[0].numel() * terms
 
 

@@ -45,8 +45,8 @@ class ImageBatch(Protocol):
         ...
 
 
-def one_hot(labels: Tensor | None, classes: int) -> Tensor:
-    """Return class indices [B] as [B, classes] float32.
+def one_hot(labels: Tensor | None, classes: int, like: Tensor) -> Tensor:
+    """Return class indices [B] on the host as [B, classes], with the device and dtype of `like`.
 
     Raises DataError where there are no labels or one is not below `classes`.
     """
@@ -62,7 +62,7 @@ def one_hot(labels: Tensor | None, classes: int) -> Tensor:
             f"got {low if low < 0 else high}; "
             f"is the data another than the network was made for?"
         )
-    return F.one_hot(labels.long(), classes).float()
+    return F.one_hot(to_like(labels, like, torch.int64), classes).to(like.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def begin(state: TrainState, batch: ImageBatch, plan: Plan, team: Team, step: in
     x0 = batch.x.to(device, non_blocking=True)
     condition: dict[str, Tensor] = {}
     if plan.classes:
-        condition["class_labels"] = to_like(one_hot(batch.labels, plan.classes), x0)
+        condition["class_labels"] = one_hot(batch.labels, plan.classes, x0)
     channels = x0.shape[1]
     if batch.condition is not None:  # A pair moves as one image.
         x0 = torch.cat([x0, batch.condition.to(device, non_blocking=True)], 1)

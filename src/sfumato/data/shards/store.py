@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from sfumato.data.shards.fetch import FULL, Fetch, UnreachedError
 from sfumato.data.shards.index import Shard
@@ -224,6 +225,12 @@ class Store:
                 wait = _AGAIN if last is None else 2 * last.wait
                 self._later[number] = _Later(time.monotonic() + wait, wait)
             return self.broken.setdefault(number, complaint)
+
+    def lose(self, number: int, error: OSError) -> NoReturn:
+        """Give up a shard that failed while it was read: ShardError, DataError after too many."""
+        complaint = self._note(number, error)
+        self.expect_enough()
+        raise ShardError(complaint) from error
 
     def expect_enough(self) -> None:
         """Raise DataError when too many shards are broken."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from distributed_helpers import environment, process_of, torchrun
 from distributed_helpers import run as run_command
 from recipe_helpers import array_file, log_of, options_for
 from sfumato.cli import main
-from sfumato.errors import SfumatoError
+from sfumato.errors import DataError, SfumatoError
 from sfumato.processes import Processes, ProcessLostError, is_loss, meeting
 from sfumato.recipes.run_team import agreed
 from sfumato.training.checkpoint import load_checkpoint
@@ -166,13 +167,45 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 def test_the_slowest_sets_the_share_of_waiting() -> None:
     class Two(Processes):
         def stacked(self, mine: torch.Tensor) -> torch.Tensor:
-            return torch.stack([mine, torch.tensor([9.0, 0.8, 1.0], dtype=mine.dtype)])
+            return torch.stack([mine, torch.tensor([9.0, 0.8, 1.0, 1.0], dtype=mine.dtype)])
+
+        def all(self, value: Any) -> list[Any]:
+            return [value, ["b is broken"]]
 
     record = Record(1, 4, 4, 1.0, 0.1, 1.0, seconds=1.0, waited=0.1)
-    together, stop = agreed(Two(0, 2), record, stop=False)
+    together, stop, news = agreed(Two(0, 2), record, False, ["a is broken"])
     assert (together.seconds, together.waited) == (1.0, pytest.approx(0.8))
     assert stop
-    assert agreed(Processes(), record, stop=False) == (record, False)
+    # What another process met is told by the first one too.
+    assert news == ["a is broken", "b is broken"]
+    assert agreed(Processes(), record, False, ["a"]) == (record, False, ["a"])
+
+
+def test_what_one_process_keeps_on_disk_is_there_for_the_others() -> None:
+    """One process of each machine goes first; an error of one is an error of all."""
+    calls: list[str] = []
+
+    def machine(rank: int, failures: list[Any]) -> Processes:
+        class Of(Processes):
+            def all(self, value: Any) -> list[Any]:
+                calls.append("met")
+                return [value, *failures]
+
+        return Of(rank, 4, 2, rank % 2)
+
+    def make() -> str:
+        calls.append("made")
+        return "it"
+
+    assert machine(0, [None] * 3).one_a_machine_first(make) == "it"
+    assert calls == ["made", "met"]
+    calls.clear()
+    assert machine(3, [None] * 3).one_a_machine_first(make) == "it"
+    assert calls == ["met", "made"]
+    calls.clear()
+    with pytest.raises(DataError, match="no images"):
+        machine(1, [(DataError, "no images")]).one_a_machine_first(make)
+    assert calls == ["met"]
 
 
 def test_lost_processes_are_told_from_errors_here() -> None:

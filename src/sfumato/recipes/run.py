@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from sfumato.recipes.run_data import (
 from sfumato.recipes.run_log import RunLog, Unwritten
 from sfumato.recipes.run_network import NetworkMaker
 from sfumato.recipes.run_saving import CONFIG, Begun, Saver, Say, read_begun, refuse_taken
-from sfumato.recipes.run_team import Average, agreed, check_same, team_of, voices
+from sfumato.recipes.run_team import Average, agreed, check_same, team_of, voice
 from sfumato.recipes.run_watching import Watching
 from sfumato.recipes.toml import to_toml
 from sfumato.training.checkpoint import Checkpoint, expect_same, restore
@@ -58,9 +58,10 @@ class Run:
         processes: Processes,
     ) -> None:
         self.folder, self.processes = folder, processes
-        self.say, self._complain = voices(processes, say)
+        self.say = voice(processes, say)
         self.images_set, self.test_set = images, test
         self.unreadable = images.skipped
+        self._skipped = len(images.skipped)
         self.device = own_device(pick_device(config.run.device))
         tune_device(self.device)
         self.progress = Progress(config.recipe.images, config.run.minutes * 60)
@@ -128,7 +129,7 @@ class Run:
         CheckpointError for what does not fit.
         """
         processes = processes or Processes()
-        told, (say, _) = say, voices(processes, say)
+        told, say = say, voice(processes, say)
         set_threads(config.run.threads)
         begun = Begun()
         if resume:
@@ -235,8 +236,10 @@ class Run:
         with batches, self.log.opened(tensorboard=run.tensorboard), several:
             try:
                 for step in steps:
-                    record, self.interrupted = agreed(processes, step, self._wished)
-                    self._note(record, batches)
+                    skipped = batches.skipped
+                    news, self._skipped = skipped[self._skipped :], len(skipped)
+                    record, self.interrupted, news = agreed(processes, step, self._wished, news)
+                    self._note(record, batches, news)
                     saver.note(self.position)
                     saver.best = watching.best_step
                     # Measuring may take longer than is left to a job that is told to end.
@@ -287,16 +290,14 @@ class Run:
         if not self.finished:
             self.say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")
 
-    def _note(self, record: Record, batches: Batches) -> None:
-        """Write down what a step did."""
+    def _note(self, record: Record, batches: Batches, news: Sequence[str]) -> None:
+        """Write down what a step did, and what data all processes found broken in it."""
         self.position = batches.position - record.ahead
         self._ahead = record.ahead
         self.progress.add(record)
         self.log.add(record, self.progress.seconds, last=self.finished)
-        found = batches.skipped
-        if len(found) > len(self.unreadable):
-            for complaint in found[len(self.unreadable) :]:
-                message = f"unreadable, replaced by another image: {complaint}"
-                self._complain(f"warning: {message}")
-                self.log.note(record, message)
-            self.unreadable = found
+        for complaint in dict.fromkeys(one for one in news if one not in self.unreadable):
+            message = f"unreadable, replaced by another image: {complaint}"
+            self.say(f"warning: {message}")
+            self.log.note(record, message)
+            self.unreadable = (*self.unreadable, complaint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import cast
 
@@ -77,29 +77,29 @@ def check_same(processes: Processes, config: RunConfig, images: Images) -> None:
     processes.check_same(f"{torch.get_num_threads()}", "numbers of threads")
 
 
-def agreed(processes: Processes, record: Record, stop: bool) -> tuple[Record, bool]:
-    """Return the record by the first process's clock, and whether any process wants to stop.
+def agreed(
+    processes: Processes, record: Record, stop: bool, news: Sequence[str] = ()
+) -> tuple[Record, bool, list[str]]:
+    """Return the record by the first process's clock, whether any wants to stop, and all news.
 
-    `waited` is that of whoever waited longest for data: the others waited for him.
+    `waited` is that of whoever waited longest for data: the others waited for him. `news` are a
+    process's own.
     """
     if processes.count == 1:
-        return record, stop
-    told = torch.tensor([record.seconds, record.waited, float(stop)], dtype=torch.float64)
+        return record, stop, list(news)
+    here = [record.seconds, record.waited, float(stop), float(len(news))]
+    told = torch.tensor(here, dtype=torch.float64)
     rows = processes.stacked(told)
     seconds = float(rows[0, 0])
     waited = min(float(rows[:, 1].max()), seconds)
-    return replace(record, seconds=seconds, waited=waited), bool(rows[:, 2].any())
+    every = processes.all(list(news)) if rows[:, 3].any() else []
+    one = replace(record, seconds=seconds, waited=waited)
+    return one, bool(rows[:, 2].any()), [each for told in every for each in told]
 
 
-def voices(
-    processes: Processes, say: Callable[[str], None] | None
-) -> tuple[Callable[[str], None], Callable[[str], None]]:
-    """Return what the first process alone says, and what each says of itself."""
-    if say is None:
-        return (_silent, _silent)
-    if processes.first:
-        return (say, say)
-    return (_silent, lambda text: say(f"process {processes.rank}: {text}"))
+def voice(processes: Processes, say: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Return what the first process alone says."""
+    return say if say is not None and processes.first else _silent
 
 
 def _silent(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sfumato.cli import main
 from sfumato.errors import ConfigError
 from sfumato.networks.build import build_network
 from sfumato.networks.config import ADMConfig, UNetConfig
+from sfumato.recipes.bench import measure as measuring
 from sfumato.recipes.bench.advice import advice
 from sfumato.recipes.bench.measure import ARITHMETICS, Settings, measure
 from sfumato.recipes.bench.result import Rates, Result, StepTimes
@@ -266,6 +268,28 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         Settings(seconds=0)
     with pytest.raises(ConfigError, match="give --size and --channels that agree"):
         measure(Subject.of("edm-tiny", (16, 16), 3), Settings(2, 0.01), in_memory(), works=WORKS)
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, asked = measuring.gradient_call, set[int]()
+
+    def limited(network: Any, x: torch.Tensor, *rest: Any) -> Any:
+        asked.add(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("no more")
+        return make(network, x, *rest)
+
+    monkeypatch.setattr(measuring, "gradient_call", limited)
+    recipe = replace(small(), process=replace(small().process, sigma_data=0.5))
+    said: list[str] = []
+    found = measure(
+        Subject("small", recipe, (1, 8, 8)), Settings(10, 2.0), works=WORKS, say=said.append
+    )
+    assert (found.batch, found.larger_batch) == (3, 0.0)
+    assert asked == {10, 5, 3, 6}
+    assert [text for text in said if "memory" in text] == [
+        "that does not fit into memory: batch 5", "that does not fit into memory: batch 3"
+    ]  # fmt: skip
 
 
 def test_a_batch_too_large_for_the_time_is_made_smaller() -> None:

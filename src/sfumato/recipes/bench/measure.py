@@ -82,7 +82,9 @@ def measure(
     if batch < asked:
         say(f"batch {batch}, not {asked}, to be done in {seconds:.0f} s")
     say(f"forward and backward in {len(ARITHMETICS)} arithmetics, batch {batch}")
-    rates = bench.rates(batch, 0.35 * seconds)
+    while (rates := bench.rates(batch, 0.35 * seconds)) is None:
+        batch = -(-batch // 2)
+        say(f"that does not fit into memory: batch {batch}")
     fastest = max(rates, key=lambda name: rates[name].training)
     ARITHMETICS[fastest].apply(bench.network)
     say(f"twice the batch, in {fastest}")
@@ -144,11 +146,18 @@ class _Bench:
 
     def fitting(self, asked: int, seconds: float) -> int:
         """The largest power-of-two share of a batch of which all calls fit the seconds."""
-        least = min(asked, 2)
-        x, label, told = self.inputs(least)
-        call = gradient_call(self.network, x, label, told)
-        timed(call, self.device)
-        each = timed(call, self.device) / least
+        least = probe = min(asked, 2)
+        each = self._each(probe)
+        # A few images tell little of a GPU, which they leave idle.
+        while self.device.startswith("cuda") and probe < asked:
+            more = min(4 * probe, asked)
+            try:
+                quicker = self._each(more)
+            except torch.OutOfMemoryError:
+                break
+            if quicker > 0.9 * each:
+                break
+            probe, each = more, quicker
         # Two calls to warm up and three rounds of them, forward costing a third, in three ways.
         fits = seconds / (each * 5 * 1.33 * len(ARITHMETICS))
         batch = asked
@@ -156,8 +165,27 @@ class _Bench:
             batch = -(-batch // 2)
         return batch
 
-    def rates(self, batch: int, seconds: float) -> dict[str, Rates]:
-        """Images a second by arithmetic, forward and training, all in turns."""
+    def _each(self, batch: int) -> float:
+        """Seconds an image of forward and backward."""
+        x, label, told = self.inputs(batch)
+        call = gradient_call(self.network, x, label, told)
+        timed(call, self.device)
+        return timed(call, self.device) / batch
+
+    def rates(self, batch: int, seconds: float) -> dict[str, Rates] | None:
+        """Images a second by arithmetic, forward and training, all in turns.
+
+        None where several images do not fit into memory.
+        """
+        try:
+            return self._rates(batch, seconds)
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+        torch.cuda.empty_cache()
+        return None
+
+    def _rates(self, batch: int, seconds: float) -> dict[str, Rates]:
         x, label, told = self.inputs(batch)
         calls: dict[str, Callable[[], object]] = {}
         for name, precision in ARITHMETICS.items():
@@ -177,11 +205,16 @@ class _Bench:
         return both
 
     def larger(self, batch: int, rate: float, seconds: float) -> float:
-        """Images a second with twice the batch over those with it; 0 where it takes too long."""
+        """Images a second with twice the batch over those with it; 0 where it is too large."""
         if 3 * 3 * batch / rate > 3 * seconds:
             return 0.0
-        calls = {str(n): gradient_call(self.network, *self.inputs(n)) for n in (batch, 2 * batch)}
-        times = interleaved(calls, seconds, device=self.device)
+        try:
+            calls = {
+                str(n): gradient_call(self.network, *self.inputs(n)) for n in (batch, 2 * batch)
+            }
+            times = interleaved(calls, seconds, device=self.device)
+        except torch.OutOfMemoryError:
+            return 0.0
         return 2 * times[str(batch)].median / times[str(2 * batch)].median
 
     def step(

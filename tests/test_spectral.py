@@ -269,7 +269,7 @@ def test_antithetic_answers_lie_on_two_sides_of_the_posteriors_mean() -> None:
     x = 80 * noise.normal(SHAPE, Purpose.START, F64)
     for step in sample(bent, DDIM(1.0), karras(40, 0.002, 80.0), x, noise):
         x = step.x
-    pairs = torch.stack([deviation(pair) for pair in x.split(2)]).square().mean(0)
+    pairs = torch.stack([deviation(pair, 0) for pair in x.split(2)]).square().mean(0)
     assert float(pairs.sum() / x.var(0).sum()) == pytest.approx(1.0, abs=0.03)
 
 

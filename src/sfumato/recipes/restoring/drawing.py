@@ -25,6 +25,18 @@ from sfumato.sampling import sample, start_from_prior
 Tick = Callable[[float], object]
 
 
+def deviation(answers: Tensor, seed: int) -> Tensor:
+    """Return the standard deviation [C, H, W] of answers [n, C, H, W] of `Drawing.draw`, n > 1.
+
+    `seed` is the first one's. Those of an even seed and the next lie on two sides of the mean,
+    which they have as good as known; the others count as independent draws do.
+    """
+    count, odd = len(answers), seed % 2
+    alone = odd + (count - odd) % 2
+    squares = (answers - answers.mean(0)).square().sum(0)
+    return (squares / (count - alone / count)).sqrt()
+
+
 @dataclass(frozen=True, eq=False)
 class Drawing:
     """A model that draws answers, and how. Raises ConfigError for a class it does not know.
@@ -136,17 +148,6 @@ class Drawing:
             x = x + gap**0.5 * noise.like(x, Purpose.START)
         yield x
         yield from (step.x for step in sample(denoise, solver, grid, x, noise))
-
-    def deviation(self, answers: Tensor) -> Tensor:
-        """Return the standard deviation [C, H, W] of answers [n, C, H, W] of `draw`, n > 1.
-
-        Those of an even seed and the next lie on two sides of the mean, which they have as good as
-        known; the others count as independent draws do.
-        """
-        count, odd = len(answers), self.how.seed % 2
-        alone = odd + (count - odd) % 2
-        squares = (answers - answers.mean(0)).square().sum(0)
-        return (squares / (count - alone / count)).sqrt()
 
     def grid(self, highest: float | None = None) -> Tensor:
         """Return the levels that are walked, from the `highest` if one is given."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.recipes.restoring.damaged import Damaged
-from sfumato.recipes.restoring.drawing import Drawing
+from sfumato.recipes.restoring.drawing import Drawing, deviation
 from sfumato.recipes.restoring.scenes import SceneReader, SceneWriter, spread_writer
 from sfumato.restoration import Mask, Measured
 
@@ -102,7 +102,7 @@ def restore_scene(
                     kept[i, :, top:bottom, left:right] = raw
             if middle is not None and spread is not None:
                 middle.write(here.compose(x.mean(0)), top, left)
-                apart = drawing.deviation(x)
+                apart = deviation(x, drawing.how.seed)
                 if std == 0:
                     apart = torch.where(here.known, 0.0, apart)
                 wide = apart.mean(0, keepdim=True).numpy() * (form.high - form.low) / 2

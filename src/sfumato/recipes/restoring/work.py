@@ -16,7 +16,7 @@ from sfumato.data.pixels import PixelFormat, from_model
 from sfumato.data.save import save_image
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipes.restoring.damaged import Damaged, read_damaged, write_restored
-from sfumato.recipes.restoring.drawing import Drawing
+from sfumato.recipes.restoring.drawing import Drawing, deviation
 from sfumato.recipes.restoring.scene_work import number, restore_scene
 from sfumato.recipes.restoring.scenes import SceneReader, spread_writer
 from sfumato.recipes.restoring.tasks import Question, Task, question, try_own
@@ -235,8 +235,8 @@ def _done(
     if len(x) > 1:
         geo = None if like is None else like.geo
         with spread_writer(name("-spread"), form, geo) as spread:
-            apart = drawing.deviation(x).mean(0, keepdim=True).numpy() * _unit(form)
-            spread.write(apart.astype(np.float32), 0, 0)
+            apart = deviation(x, drawing.how.seed).mean(0, keepdim=True)
+            spread.write((apart.numpy() * _unit(form)).astype(np.float32), 0, 0)
         files.append(spread.path)
     return Done(files, Shown(path.name, given, raw, truth, form), notes)
 

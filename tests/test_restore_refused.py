@@ -76,6 +76,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture(tmp_path / "f.npy", channels=2, dtype="float32")
     picture(tmp_path / "pair.npy", channels=2, dtype="uint16")
     np.save(tmp_path / "whole.npy", np.ones(1, np.int64))
+    # Sparse: 36 million zeros.
+    np.lib.format.open_memmap(tmp_path / "scene.npy", "w+", np.uint8, (3, 3000, 4000)).flush()
     np.save(tmp_path / "deep.npy", np.ones((3, 4, 8), np.uint16))
     picture(tmp_path / "twice" / "a.png")
     picture(tmp_path / "full" / "there.png")
@@ -142,6 +144,8 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "one at a time": ("rgb", "a.png --op ops.py:Alone --batch 2", "an operator takes any batch"),
     "whole numbers": ("rgb", "whole.npy --op ops.py:Sums", "which are no pixels: expected floats"),
     "other pixels": ("rgb", "deep.npy --op ops.py:Half", "give uint8 images"),
+    "truth of a scene": ("rgb", "scene.npy --nodata 0 --truth scene.npy", "at most 34 million"),
+    "noise of a scene": ("rgb", "scene.npy --nodata 0 --noise auto", "at most 34 million values"),
     "wrong adjoint": ("rgb", "half.png --op ops.py:Wrong", "adjoint is wrong: <A x, y> is"),
     "curved": ("rgb", "a.png --op ops.py:Curved", "--op ops.py:Curved"),
     "failing": ("rgb", "a.png --op ops.py:Crooked", "--op ops.py:Crooked: RuntimeError"),

@@ -9,7 +9,7 @@ from sfumato.errors import DataError
 from sfumato.recipes.restoring.drawing import Drawing
 from sfumato.recipes.restoring.scenes import SceneReader
 from sfumato.recipes.restoring.tasks import Task
-from sfumato.recipes.restoring.work import Given
+from sfumato.recipes.restoring.work import Given, refuse_large
 
 
 def check(drawing: Drawing, task: Task, path: Path, given: Given) -> None:
@@ -27,6 +27,8 @@ def check(drawing: Drawing, task: Task, path: Path, given: Given) -> None:
     with SceneReader(path, form, mask=given.mask, nodata=given.nodata, channels=channels) as scene:
         factor = task.enlarge or 1
         height, width = scene.format.height * factor, scene.format.width * factor
+        if task.missing and model.condition is None:
+            refuse_large(given, path, height * width * scene.format.channels)
     drawing.check(height, width)
     if given.truth is None:
         return

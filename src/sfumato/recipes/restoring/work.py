@@ -79,6 +79,16 @@ _WHOLE: dict[str, Callable[[Given], bool]] = {
 """Options that need a whole image at once, and whether they are given."""
 
 
+def refuse_large(given: Given, path: Path, values: int) -> None:
+    """Raise ConfigError for options that need a whole image, where parts of a large one miss."""
+    for option, there in _WHOLE.items():
+        if there(given) and values > _IN_MEMORY:
+            raise ConfigError(
+                f"{option} is for images of at most {_IN_MEMORY / 1e6:.0f} million values, and "
+                f"{path} has {values / 1e6:.0f}: leave it out"
+            )
+
+
 def _filled(
     drawing: Drawing, path: Path, given: Given, name: Callable[[str], Path],
     tick: Callable[[float], object],
@@ -100,12 +110,7 @@ def _filled(
             notes.append("nothing is known of it, so these are samples")
         size = height * width
         values = size * form.channels
-        for option, there in _WHOLE.items():
-            if there(given) and values > _IN_MEMORY:
-                raise ConfigError(
-                    f"{option} is for images of at most {_IN_MEMORY / 1e6:.0f} million values, and "
-                    f"{path} has {values / 1e6:.0f}: leave it out"
-                )
+        refuse_large(given, path, values)
         truth = _truth(given, scene.format)
         keep = truth is not None or values <= TO_SHOW
         whole = scene.read(0, 0, height, width) if keep or given.noise == "auto" else None

@@ -206,3 +206,25 @@ def test_guidance_needs_label_dropout_and_one_is_off(by_class: Model) -> None:
     assert (guided.sample(2, label=NAMES[0], sampler=strong) != plain).any()
     never = replace(strong, guidance_low=1.0, guidance_high=1.0)
     assert (guided.sample(2, label=NAMES[0], sampler=never) == plain).all()
+
+
+def test_guided_predictions_are_mirrored_as_they_are(by_class: Model) -> None:
+    recipe = by_class.recipe
+    network = replace(recipe.network, label_dropout=0.1)
+    model = replace(by_class, recipe=replace(recipe, network=network, flip=True))
+    guided = replace(recipe.sampler, guidance=3.0)
+    x = 5 * torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor(5.0, dtype=torch.float64)
+
+    def asked(x: torch.Tensor, mirror: bool) -> torch.Tensor:
+        sampler = replace(guided, mirror=mirror)
+        with torch.no_grad():
+            return model.bound(range(2), NAMES[0], sampler=sampler)(x, sigma).mean
+
+    here, there = asked(x, False), asked(x.flip(-1), False).flip(-1)
+    assert (here - there).abs().max() > 0.1
+    torch.testing.assert_close(asked(x, True), (here + there) / 2)
+    # A weaker model that knows left from right is not asked about mirror images either.
+    sided = replace(model, recipe=replace(model.recipe, flip=False))
+    with pytest.raises(ConfigError, match="trained without --flip"):
+        replace(model, weaker=sided).bound(range(2), NAMES[0], sampler=replace(guided, mirror=True))

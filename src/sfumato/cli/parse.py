@@ -54,7 +54,8 @@ def parse(
 
 def _flags_said(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
     """The arguments with `--name` for `--name True`, where tyro wants the value too."""
-    unsaid = set(_unsaid(cls))
+    optional = {bool, type(None)}
+    unsaid = {n.replace("_", "-") for n, kind in _fields(cls) if set(get_args(kind)) == optional}
     for word, value in pairwise([*arguments, ""]):
         name = word.removeprefix("--").removeprefix("no-")
         if not word.startswith("--") or name not in unsaid:
@@ -63,15 +64,6 @@ def _flags_said(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
             yield from (f"--{name}", "False")
         else:
             yield from (word,) if value in ("True", "False", "None") else (word, "True")
-
-
-def _unsaid(kind: Any) -> Iterator[str]:
-    """Options of `bool | None`, also of fields of fields."""
-    for name, hint in get_type_hints(kind).items():
-        if set(get_args(hint)) == {bool, type(None)}:
-            yield name.replace("_", "-")
-        elif is_dataclass(hint):
-            yield from _unsaid(hint)
 
 
 def _nearest_choices(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
@@ -87,12 +79,20 @@ def _nearest_choices(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
 
 def _choices(kind: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Names of fields that take one of several words, with these, also of fields of fields."""
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in _fields(kind):
         for part in (hint, *get_args(hint)):
-            if is_dataclass(part):
-                yield from _choices(part)
-            elif get_origin(part) is Literal:
+            if get_origin(part) is Literal:
                 yield name, tuple(map(str, get_args(part)))
+
+
+def _fields(kind: Any) -> Iterator[tuple[str, Any]]:
+    """Names and types of a dataclass's fields, and of those of the dataclasses in it."""
+    for name, hint in get_type_hints(kind).items():
+        inside = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
+        for part in inside:
+            yield from _fields(part)
+        if not inside:
+            yield name, hint
 
 
 def free_folder(wanted: Path) -> Path:

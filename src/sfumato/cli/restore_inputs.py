@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfumato.data.decode import ARRAY, SUFFIXES
 from sfumato.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -55,11 +54,14 @@ def partner(given: Path | None, path: Path, option: str, count: int) -> Path | N
 
 def images_in(folder: Path) -> list[Path]:
     """Images that lie in a folder, by their endings: not what other programs keep beside them."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name[0] != "." and path.suffix.lower() in (*SUFFIXES, ARRAY)
-    ]
+    there = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."]
+    return [path for path in there if path.suffix.lower() in _endings()]
+
+
+def _endings() -> tuple[str, ...]:
+    from sfumato.data.decode import ARRAY, SUFFIXES  # slow: not for --help
+
+    return (*SUFFIXES, ARRAY)
 
 
 def listed(given: Sequence[Path]) -> list[Path]:
@@ -69,8 +71,7 @@ def listed(given: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = images_in(path)
             if not inside:
-                known = ", ".join((*SUFFIXES, ARRAY))
-                raise ConfigError(f"{path} holds no images ({known})")
+                raise ConfigError(f"{path} holds no images ({', '.join(_endings())})")
             found += inside
         elif path.is_file():
             found.append(path)

@@ -230,6 +230,7 @@ class Run:
             self.folder, self.config, self.images_set, self.test_set, self.log, self.progress,
             self.say, processes,
         )  # fmt: skip
+        saver.best = watching.best_step
         steps = train_steps(self.state, batches, self.plan, self.recipe.images, team=self.team)
         together = True  # whether all processes leave alike
         several = meeting(several=processes.count > 1)
@@ -241,7 +242,6 @@ class Run:
                     record, self.interrupted, news = agreed(processes, step, self._wished, news)
                     self._note(record, batches, news)
                     saver.note(self.position)
-                    saver.best = watching.best_step
                     # Measuring may take longer than is left to a job that is told to end.
                     saver.before(record, watching.measures(record))
                     watching.after(record, self.model, self._average)

@@ -111,23 +111,7 @@ class ShardBatches(Batches):
         raw: NDArray[Any],
         inputs: NDArray[Any] | None,
     ) -> None:
-        """Fill the places `here` from one shard; `inside` moves on from unreadable images.
-
-        Raises ShardError for a shard that can no longer be read.
-        """
-        try:
-            self._fill(number, here, inside, raw, inputs)
-        except OSError as error:  # of a disk or a server of files, once it was opened
-            self._shards.store.lose(number, error)
-
-    def _fill(
-        self,
-        number: int,
-        here: NDArray[np.int64],
-        inside: NDArray[np.int64],
-        raw: NDArray[Any],
-        inputs: NDArray[Any] | None,
-    ) -> None:
+        """Fill the places `here` from one shard; `inside` moves on from unreadable images."""
         images = self._shards
         first, count = int(images.starts[number]), int(images.counts[number])
         with images.store.opened(number) as opened, opened.path.open("rb") as stream:

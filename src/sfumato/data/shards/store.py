@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from sfumato.data.shards.fetch import FULL, Fetch, UnreachedError
 from sfumato.data.shards.index import Shard
@@ -92,7 +91,10 @@ class Store:
 
     @contextmanager
     def opened(self, number: int) -> Generator[Opened]:
-        """Open a shard, waiting for it where needed; ShardError where it is broken."""
+        """Open a shard, waiting for it where needed.
+
+        ShardError where it is broken, also when that shows only while it is read.
+        """
         if (complaint := self._given_up(number)) is not None:
             raise ShardError(complaint)
         entry = self._entry(number)
@@ -106,12 +108,13 @@ class Store:
                         f"({error.strerror}): point TMPDIR to a disk with more, or pack smaller "
                         "shards"
                     ) from error
-                complaint = self._note(number, error, entry)
-                self.expect_enough()
-                raise ShardError(complaint) from error
+                raise self._lost(number, error, entry) from error
             if number in self._later:
                 self._forgive(number)
-            yield shard
+            try:
+                yield shard
+            except OSError as error:  # of a disk or a server of files, once it was opened
+                raise self._lost(number, error) from error
         finally:
             self._release(number, entry)
 
@@ -226,11 +229,11 @@ class Store:
                 self._later[number] = _Later(time.monotonic() + wait, wait)
             return self.broken.setdefault(number, complaint)
 
-    def lose(self, number: int, error: OSError) -> NoReturn:
-        """Give up a shard that failed while it was read: ShardError, DataError after too many."""
-        complaint = self._note(number, error)
+    def _lost(self, number: int, error: Exception, entry: _Entry | None = None) -> ShardError:
+        """Give up a shard, and return what is to be raised; DataError after too many."""
+        complaint = self._note(number, error, entry)
         self.expect_enough()
-        raise ShardError(complaint) from error
+        return ShardError(complaint)
 
     def expect_enough(self) -> None:
         """Raise DataError when too many shards are broken."""

@@ -249,11 +249,8 @@ def _whole_numbers(path: Path) -> bool:
     """Whether a file is an array of whole numbers."""
     if path.suffix != ".npy":
         return False
-    return reading_file(path, _load_type).kind in "iu"
-
-
-def _load_type(stream: BinaryIO) -> np.dtype[Any]:
-    return np.lib.format.read_array(stream, allow_pickle=False).dtype
+    mapped = reading_file(path, lambda _: np.load(path, mmap_mode="r", allow_pickle=False))
+    return mapped.dtype.kind in "iu"
 
 
 def _load(stream: BinaryIO) -> np.ndarray[Any, Any]:

@@ -107,19 +107,16 @@ def averages(told: Sequence[Score]) -> list[Score]:
     found: list[Score] = []
     for what in dict.fromkeys(one.what for one in told):
         every = [one for one in told if one.what == what]
-        peak = _mean([one.psnr for one in every if one.psnr < math.inf])
-        similar, far = (_mean([getattr(one, name) for one in every]) for name in _MAY_LACK)
-        peak = math.inf if peak is None else peak
+        peaks = [one.psnr for one in every if one.psnr < math.inf]
+        peak = sum(peaks) / len(peaks) if peaks else math.inf
+        similar, far = _mean([one.ssim for one in every]), _mean([one.features for one in every])
         found.append(Score(f"all {len(every)}, on average", what, peak, similar, far))
     return found
 
 
-_MAY_LACK = ("ssim", "features")
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) > 0 else None
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _pictures(shown: Shown) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from sfumato.data.images import UnreadableImageError
 from sfumato.data.pixels import DTYPES, Dtype
+from sfumato.data.shaping import orient
 from sfumato.errors import DataError, MissingExtraError, SfumatoError
 
 Alpha = Literal["drop", "keep"]
@@ -271,14 +272,3 @@ def _orientation(picture: Image.Image) -> int:
         return 1  # a damaged note about the camera does not make the picture unreadable
     value = exif.get(_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def orient(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """[C, H, W] as the EXIF orientation (1..8) says it should be looked at."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(-1, -2)
-    if orientation in (2, 3, 6, 7):
-        image = image[..., ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[..., ::-1, :]
-    return image

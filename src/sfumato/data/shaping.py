@@ -1,4 +1,4 @@
-"""Bringing one decoded image to the wanted channel count and size."""
+"""Turning one decoded image, and bringing it to the wanted channel count and size."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ Box = tuple[float, float, float, float]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601, as in JPEG
 _HAS_ALPHA = {1: False, 2: True, 3: False, 4: True}
+
+
+def orient(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """[C, H, W] as the EXIF orientation (1..8) says it should be looked at."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(-1, -2)
+    if orientation in (2, 3, 6, 7):
+        image = image[..., ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[..., ::-1, :]
+    return image
 
 
 def channels_convertible(have: int, want: int, alpha: bool) -> bool:

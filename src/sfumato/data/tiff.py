@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.data.shaping import orient
 from sfumato.errors import DataError, MissingExtraError
 
 _BAND_AXES = "SCQI"  # samples, channels, and pages nobody described
@@ -35,8 +36,6 @@ def tiff_header(
 
 def tiff_pixels(stream: BinaryIO, name: str, keep_alpha: bool) -> NDArray[Any]:
     """The image [C, H, W] in its stored dtype."""
-    from sfumato.data.decode import orient
-
     with _opened(stream, name) as file:
         page, axes, _ = _first_image(file, name)
         array = cast("NDArray[Any]", file.series[0].asarray())

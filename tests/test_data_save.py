@@ -58,6 +58,26 @@ def test_images_survive_writing_and_reading(tmp_path, dtype, channels):
         np.testing.assert_array_equal(again.read([0, 1]), raw)
 
 
+def test_four_bands_come_back_as_four_and_transparency_as_transparency(tmp_path):
+    raw = random_images(4, "uint16")
+    np.save(tmp_path / "scenes.npy", raw)
+    bands = open_images(tmp_path / "scenes.npy").format
+    save_images(raw, bands, tmp_path / "drawn")
+    np.testing.assert_array_equal(open_images(tmp_path / "drawn").read([0, 1]), raw)
+
+    shown = random_images(4, "uint8")
+    (tmp_path / "shown").mkdir()
+    for i, image in enumerate(shown):
+        Image.fromarray(np.moveaxis(image, 0, -1)).save(tmp_path / "shown" / f"{i}.png")
+    opaque, clear = (open_images(tmp_path / "shown", alpha=how).format for how in ("drop", "keep"))
+    assert (opaque.channels, opaque.alpha, clear.channels, clear.alpha) == (3, False, 4, True)
+    again = pixel_format((4, 6, 9), "uint8", None)
+    assert again == clear
+    assert type(clear).from_toml(clear.to_toml()).alpha
+    assert "alpha" not in again.to_toml()
+    assert {path.suffix for path in save_images(shown, clear, tmp_path / "clear")} == {".png"}
+
+
 def test_grey_sixteen_bit_png_is_readable_by_pillow(tmp_path):
     raw = random_images(1, "uint16")
     path = save_image(raw[0], pixel_format((1, 6, 9), "uint16", None), tmp_path / "a.png")
@@ -67,12 +87,15 @@ def test_grey_sixteen_bit_png_is_readable_by_pillow(tmp_path):
 
 
 def test_the_suffix_depends_on_what_is_needed_and_installed(monkeypatch):
-    def suffix(channels, dtype):
-        fmt = pixel_format((channels, 2, 2), dtype, (0, 1) if dtype == "float32" else None)
-        return default_suffix(fmt)
+    def suffix(channels, dtype, alpha=True):
+        span = (0, 1) if dtype == "float32" else None
+        return default_suffix(pixel_format((channels, 2, 2), dtype, span, alpha=alpha))
 
-    assert suffix(3, "uint8") == suffix(3, "uint16") == ".png"
+    assert suffix(3, "uint8") == suffix(3, "uint16") == suffix(4, "uint16") == ".png"
     assert suffix(5, "uint8") == suffix(1, "float32") == ".tif"
+    # Bands that nobody said are transparency are not written as such.
+    assert {suffix(channels, "uint8", alpha=False) for channels in (1, 3)} == {".png"}
+    assert {suffix(channels, "uint16", alpha=False) for channels in (2, 4)} == {".tif"}
     monkeypatch.setattr(save, "_installed", lambda package: package == "tifffile")
     assert suffix(1, "uint16") == suffix(4, "uint8") == ".png"
     assert suffix(3, "uint16") == ".tif"

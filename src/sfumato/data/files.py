@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,13 +38,26 @@ SHEETS = ("grid.png", "progressive.png", "share-latent.png", "strip.png")
 
 @dataclass(frozen=True)
 class Shaping:
-    """How files become equal images."""
+    """How files become equal images; DataError for a size or range that nothing can have."""
 
     size: tuple[int, int] | None = None
     fit: Fit = "crop"
     alpha: Alpha = "drop"
     channels: int | None = None
     value_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 1:
+            raise DataError(
+                "--size HEIGHT WIDTH (size=(height, width)): expected at least 1 pixel each way, "
+                f"got {self.size[0]} {self.size[1]}"
+            )
+        low, high = self.value_range or (0.0, 1.0)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise DataError(
+                "--value-range LOW HIGH (value_range=(low, high)): expected finite values with "
+                f"LOW below HIGH, got {low:g} {high:g}"
+            )
 
 
 class FileImages(Images):
@@ -70,7 +84,9 @@ class FileImages(Images):
             if measure:
                 value_range = float_range(low, high, self.source)
         self.skipped = tuple(complaints)
-        self.format = pixel_format(self._shape, self._dtype, value_range)
+        self.format = pixel_format(
+            self._shape, self._dtype, value_range, alpha=shaping.alpha == "keep"
+        )
         self._full = self.format.levels == 1 << self.format.bits  # no value can be out of range
         self.fingerprint = digest(
             [f"{name} {container.size(name)}".encode() for name in self._names]
@@ -220,7 +236,8 @@ def common_shape(
         if not channels_convertible(have, want, shaping.alpha == "keep"):
             raise DataError(
                 f"{where}: images of {have} channels cannot become images of {want}; only grey "
-                "and RGB convert into each other (with an alpha channel under --alpha keep)"
+                "and RGB convert into each other; the alpha channel of files is kept under --alpha "
+                "keep (of sfumato evaluate: --transparency keep)"
             )
     sizes = Counter((header.height, header.width) for header in headers.values())
     size = shaping.size

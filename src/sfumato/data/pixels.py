@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +22,11 @@ _FULL_RANGE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """Shape and number format of raw images; raw `low` is the model's -1 and raw `high` its +1."""
+    """Shape and number format of raw images; raw `low` is the model's -1 and raw `high` its +1.
+
+    `alpha`: the last channel was kept as the opacity of the others, and is written as such. It says
+    nothing of what the numbers mean: formats that differ in it alone are equal.
+    """
 
     channels: int
     height: int
@@ -30,6 +34,7 @@ class PixelFormat:
     dtype: Dtype
     low: float
     high: float
+    alpha: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.channels, self.height, self.width) < 1:
@@ -79,7 +84,8 @@ class PixelFormat:
 
     def to_toml(self) -> dict[str, str | int | float]:
         """A flat table that `from_toml` reads back exactly."""
-        return asdict(self)
+        table = asdict(self)
+        return table if self.alpha else {k: v for k, v in table.items() if k != "alpha"}
 
     @classmethod
     def from_toml(cls, table: Mapping[str, Any]) -> PixelFormat:
@@ -92,6 +98,7 @@ class PixelFormat:
                 dtype=table["dtype"],
                 low=float(table["low"]),
                 high=float(table["high"]),
+                alpha=bool(table.get("alpha", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -101,12 +108,16 @@ class PixelFormat:
 
 
 def pixel_format(
-    shape: tuple[int, int, int], dtype: Dtype, value_range: tuple[float, float] | None
+    shape: tuple[int, int, int],
+    dtype: Dtype,
+    value_range: tuple[float, float] | None,
+    *,
+    alpha: bool = False,
 ) -> PixelFormat:
     """The format of [C, H, W] images; integers default to their full range, floats must state one.
 
     A range on integers is for data that fills only part of its container, such as 12-bit values
-    in uint16 (0, 4095).
+    in uint16 (0, 4095). `alpha`: transparency is kept, which 2 and 4 channels have.
     """
     value_range = value_range or _FULL_RANGE.get(dtype)
     if value_range is None:
@@ -114,7 +125,8 @@ def pixel_format(
             "float pixels carry no range of their own: state it with --value-range LOW HIGH "
             "(value_range=(low, high))"
         )
-    return PixelFormat(*shape, dtype, float(value_range[0]), float(value_range[1]))
+    low, high = map(float, value_range)
+    return PixelFormat(*shape, dtype, low, high, alpha=alpha and shape[0] in (2, 4))
 
 
 class UnknownRangeError(DataError):

@@ -160,7 +160,8 @@ def _side(form: PixelFormat, shaping: Shaping, path: str) -> Side:
     """What images of a known format become."""
     header = Header(form.channels, form.height, form.width, form.dtype)
     shape, dtype = common_shape({"": header}, shaping, path)
-    return Side(pixel_format(shape, dtype, shaping.value_range or (form.low, form.high)), shaping)
+    span, keep = shaping.value_range or (form.low, form.high), shaping.alpha == "keep"
+    return Side(pixel_format(shape, dtype, span, alpha=keep), shaping)
 
 
 def _labels(

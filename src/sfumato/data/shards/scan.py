@@ -136,7 +136,7 @@ def format_of(looks: Looks, shaping: Shaping, where: str) -> PixelFormat:
     value_range = shaping.value_range
     if dtype == "float32" and value_range is None:
         value_range = float_range(looks.low, looks.high, f"{where}: the first images")
-    return pixel_format(shape, dtype, value_range)
+    return pixel_format(shape, dtype, value_range, alpha=shaping.alpha == "keep")
 
 
 class _local:  # noqa: N801

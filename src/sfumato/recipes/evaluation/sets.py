@@ -165,6 +165,6 @@ def check_alike(a: ImageSet, b: ImageSet) -> None:
     if a.format != b.format:
         raise DataError(
             f"the {a.name} are {a.format.describe()} and the {b.name} {b.format.describe()}: "
-            "sets are compared at one shape and bit depth; bring them there with --size, --channels"
-            " or --value-range"
+            "sets are compared at one shape and bit depth; bring them there with --size, "
+            "--channels, --value-range or, where it is the alpha channel, --transparency keep"
         )

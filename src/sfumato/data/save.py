@@ -22,8 +22,8 @@ _WRITTEN = (".png", ".tif", ".tiff", ".npy")
 def default_suffix(fmt: PixelFormat) -> str:
     """The file type that keeps such images exactly, given what is installed.
 
-    .png for 8-bit grey and RGB, with alpha where the last channel is that, for 16-bit grey, and with
-    imagecodecs for 16-bit colour; else .tif with tifffile; else .npy.
+    .png for 8-bit grey and RGB, with alpha where the last channel is that, for 16-bit grey, and
+    with imagecodecs for 16-bit colour; else .tif with tifffile; else .npy.
     """
     plain = fmt.dtype == "uint8" or fmt.channels == 1 or _installed("imagecodecs")
     shown = fmt.channels in (1, 3) or (fmt.channels in (2, 4) and fmt.alpha)

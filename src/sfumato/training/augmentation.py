@@ -189,9 +189,7 @@ def transform(x: Tensor, transforms: Transforms) -> Tensor:
     if not len(moved):
         return x
     place = to_like(moved, x, moved.dtype)
-    # Shapes differ from batch to batch: a search for the best convolution would never end.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
-        return x.index_copy(0, place, warp(x[place], matrices[moved]))
+    return x.index_copy(0, place, warp(x[place], matrices[moved]))
 
 
 def warp(x: Tensor, matrices: Tensor) -> Tensor:
@@ -200,18 +198,12 @@ def warp(x: Tensor, matrices: Tensor) -> Tensor:
     Upsampled twofold by the filter, read bilinearly, low-passed and decimated by its adjoint. The
     filter being orthonormal and centred, whole-pixel shifts are exact and ramps stay ramps.
     """
-    batch, channels, height, width = x.shape
+    height, width = x.shape[2:]
     top, bottom, left, right = _margins(matrices, height, width)
-    rows = _mirrored(height, top, bottom, x.device)
-    columns = _mirrored(width, left, right, x.device)
-    x = x[:, :, rows][:, :, :, columns]
-
-    taps = to_like(torch.tensor(SYM6, dtype=F64), x) / math.sqrt(2)
-    # Sample n of the doubled grid lies at (n - centre) / 2 in pixels of the padded image.
-    flat = x.reshape(batch * channels, 1, *x.shape[2:])
-    flat = F.conv_transpose2d(flat, 2 * taps.reshape(1, 1, 1, -1), stride=(1, 2))
-    flat = F.conv_transpose2d(flat, 2 * taps.reshape(1, 1, -1, 1), stride=(2, 1))
-    fine = flat.reshape(batch, channels, *flat.shape[2:])
+    # Products, not convolutions: sizes change with every batch, which those would prepare for anew.
+    # Sample n of the doubled grid lies at (n - centre) / 2 in pixels of the image with its margins.
+    up_y, up_x = _doubling(height, top, bottom), _doubling(width, left, right)
+    fine = to_like(up_y, x) @ x @ to_like(up_x, x).mT
 
     m = to_like(matrices, x)
     at_x = _fine_positions(width, x)
@@ -228,10 +220,17 @@ def warp(x: Tensor, matrices: Tensor) -> Tensor:
     grid = torch.stack([2 * grid_x / (size_x - 1) - 1, 2 * grid_y / (size_y - 1) - 1], 3)
     read = F.grid_sample(fine, grid, padding_mode="border", align_corners=True)
 
-    flat = read.reshape(batch * channels, 1, *read.shape[2:])
-    flat = F.conv2d(flat, taps.reshape(1, 1, -1, 1), stride=(2, 1))
-    flat = F.conv2d(flat, taps.reshape(1, 1, 1, -1), stride=(1, 2))
-    return flat.reshape(batch, channels, height, width)
+    down_y, down_x = _doubling(height).mT / 2, _doubling(width).mT / 2
+    return to_like(down_y, x) @ read @ to_like(down_x, x).mT
+
+
+def _doubling(size: int, before: int = 0, after: int = 0) -> Tensor:
+    """The filter's twofold upsampling of a line mirrored beyond its ends, [doubled, size]."""
+    index = _mirrored(size, before, after)
+    taps = 2 * torch.tensor(SYM6, dtype=F64) / math.sqrt(2)
+    reached = 2 * torch.arange(len(index))[:, None] + torch.arange(_TAPS)
+    spread = torch.zeros(2 * len(index) - 2 + _TAPS, size, dtype=F64)
+    return spread.index_put_((reached, index[:, None]), taps, accumulate=True)
 
 
 def _fine_positions(size: int, like: Tensor) -> Tensor:
@@ -254,9 +253,9 @@ def _margins(matrices: Tensor, height: int, width: int) -> tuple[int, int, int, 
     return before[1], after[1], before[0], after[0]
 
 
-def _mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor:
+def _mirrored(size: int, before: int, after: int) -> Tensor:
     """Indices -before .. size + after - 1, reflected about the centres of the border pixels."""
-    index = torch.arange(-before, size + after, device=device)
+    index = torch.arange(-before, size + after)
     period = max(2 * (size - 1), 1)
     index = index % period
     return torch.minimum(index, period - index) if size > 1 else torch.zeros_like(index)

@@ -128,6 +128,8 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised [B, C, H, W] in the same dtype and layout."""
+        if is_compiled_on_gpu(x):
+            return group_norm(x, self.groups, self.weight, self.bias, self.eps)
         if is_half_on_cpu(x) and layout_of(x) == torch.channels_last:
             # torch's kernels for this layout: the one for 16 bits is quick on large maps alone, and
             # its gradient nowhere; two conversions cost less.
@@ -137,6 +139,29 @@ class GroupNorm(nn.Module):
                 return F.group_norm(x.float(), self.groups, weight, bias, self.eps).to(x.dtype)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.group_norm(x, self.groups, weight, bias, self.eps)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`F.group_norm` of [B, C, H, W], spelled out for torch.compile.
+
+    On a GPU torch's own copies its input to channels first, and every convolution after it follows.
+    Moments are taken channel by channel, along the memory of channels last, and then joined.
+    """
+    batch, channels = x.shape[:2]
+    wide = x if x.dtype == torch.float64 else x.float()
+    var, mean = torch.var_mean(wide, dim=(2, 3), correction=0)
+    var, mean = var.reshape(batch, groups, -1), mean.reshape(batch, groups, -1)
+    centre = mean.mean(2, keepdim=True)
+    spread = (var + (mean - centre).square()).mean(2, keepdim=True)
+    factor = (spread + eps).rsqrt() * weight.to(wide.dtype).reshape(1, groups, -1)
+    shift = bias.to(wide.dtype).reshape(1, groups, -1) - centre * factor
+    factor, shift = (t.reshape(batch, channels, 1, 1) for t in (factor, shift))
+    return (wide * factor + shift).to(x.dtype)
+
+
+def is_compiled_on_gpu(x: Tensor) -> bool:
+    """Whether torch.compile is writing GPU kernels for what is done to x."""
+    return x.is_cuda and torch.compiler.is_compiling()
 
 
 def is_half_on_cpu(x: Tensor) -> bool:
@@ -176,7 +201,7 @@ class Resample(nn.Module):
         """[B, C, H, W] to [B, C, 2H, 2W] or [B, C, H/2, W/2]."""
         if self.box:
             if self.up:
-                return F.interpolate(x, scale_factor=2.0, mode="nearest")
+                return repeated(x)
             return F.avg_pool2d(x, 2)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
@@ -203,6 +228,24 @@ class ResampledConv(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same at another size."""
         return cast(Resample, self[0]).then(cast(Conv, self[1]), x)
+
+
+def repeated(x: Tensor) -> Tensor:
+    """Every pixel of [B, C, H, W] as 2 x 2."""
+    if is_compiled_on_gpu(x):
+        return spread_out(x)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def spread_out(x: Tensor) -> Tensor:
+    """`repeated` for torch.compile on a GPU, channels last.
+
+    There the gradient of F.interpolate would add atomically, and come channels first.
+    """
+    last = x.permute(0, 2, 3, 1)
+    batch, height, width, channels = last.shape
+    wide = last[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return wide.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

@@ -188,12 +188,11 @@ def peer_network(size: Size) -> Any:
     )
 
 
-def peers(size: Size, device: str, *, bfloat16: bool, compiled: bool) -> list[Contestant]:
+def peers(size: Size, device: str, *, compiled: bool) -> list[Contestant]:
     """The training example's step and a Heun loop; in its favour fused AdamW, EMA at once."""
     example = _Sample(peer_network(size))
-    name = "diffusers " + ("bf16 autocast, channels_last" if bfloat16 else "float32 (TF32)")
-    name += ", compiled" if compiled else ""
-    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    name = "diffusers bf16 autocast, channels_last" + (", compiled" if compiled else "")
+    layout = torch.channels_last
 
     def network() -> Any:
         model = peer_network(size).to(device).to(memory_format=layout)
@@ -201,7 +200,7 @@ def peers(size: Size, device: str, *, bfloat16: bool, compiled: bool) -> list[Co
 
     def autocast() -> contextlib.AbstractContextManager[object]:
         kind = torch.device(device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=bfloat16)
+        return torch.autocast(kind, torch.bfloat16)
 
     def training(micro: int) -> Call:
         from diffusers import DDPMScheduler

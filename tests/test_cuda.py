@@ -92,6 +92,21 @@ def test_a_quicker_network_takes_the_same_steps(quick: str) -> None:
         assert b.gradient_norm == pytest.approx(a.gradient_norm, rel=2e-2)
 
 
+def test_a_compiled_network_has_no_other_gradients() -> None:
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(5)).cuda()
+
+    def gradients(net: Any) -> list[Tensor]:
+        out = net(x, torch.zeros(8).cuda())
+        return list(torch.autograd.grad(out.square().mean(), list(net.parameters())))
+
+    plain, quick = network().cuda(), network().cuda()
+    for net in (plain, quick):
+        net.set_compute(channels_last=True)
+    quick.compile(dynamic=False)
+    for a, b in zip(gradients(plain), gradients(quick), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
 def test_a_replayed_network_is_trained_under_conditions_and_drops_labels() -> None:
     how = plan(classes=3)
     net = network(channels=1, classes=3, augment=9).cuda()

@@ -192,6 +192,24 @@ def test_what_other_programs_keep_beside_images_is_no_image(runs: Any, tmp_path:
     assert listing(tmp_path / "out") == ["a.png", "restored.html"]
 
 
+def test_folders_in_a_folder_are_restored_into_such_folders(
+    runs: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    for name in ("cat/a.png", "dog/a.png"):
+        picture(tmp_path / "in" / name)
+        hole(tmp_path / "mask" / name)
+    call = [runs("rgb"), tmp_path / "in", "--mask", tmp_path / "mask", "-n", 2]
+    assert restore(*call, "-o", tmp_path / "out") == 0
+    for name in ("cat/a-1.png", "cat/a-2.png", "dog/a-1.png", "dog/a-mean.png"):
+        assert (tmp_path / "out" / name).is_file()
+    one = [runs("rgb"), tmp_path / "in/dog", "--mask", tmp_path / "mask/dog", "-n", 2]
+    assert restore(*one, "-o", tmp_path / "dog") == 0
+    assert np.array_equal(seen(tmp_path / "dog/a-1.png"), seen(tmp_path / "out/dog/a-1.png"))
+    (tmp_path / "mask/dog/a.png").unlink()
+    assert restore(*call, "-o", tmp_path / "again") != 0
+    assert "mask/dog: expected one file named a.*" in capsys.readouterr().err
+
+
 def test_a_picture_that_ends_early_is_left_out_of_many(
     runs: Any, tmp_path: Path, capsys: Capture
 ) -> None:

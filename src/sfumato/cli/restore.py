@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ import tyro
 from sfumato.cli.parse import OutPath, duration, free_folder, parse
 from sfumato.cli.restore_inputs import (
     FILES,
+    below,
     check_tiffs,
     listed,
     names_in,
@@ -135,9 +136,11 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{out} is a file: end its name in {', '.join(FILES)}, or name a folder")
     if not single and out.exists() and any(out.iterdir()) and not options.force:
         raise ConfigError(f"{out} holds files already: --force replaces them, or give another -o")
-    check_tiffs([out] if single else [names_in(out, path, model)("") for path in images])
+    whole = (lambda _: out) if single else None
+    names = [whole or names_in(out, path, options.images, model) for path in images]
+    check_tiffs([name("") for name in names])
     start = time.perf_counter()
-    found = _all(options, drawing, task, images, out, single)
+    found = _all(options, drawing, task, images, names)
     taken = time.perf_counter() - start
     answers = "" if how.answers == 1 else f", {how.answers} answers each"
     print(f"{_counted(found.count, 'image')}{answers}, in {duration(taken)}")
@@ -178,8 +181,8 @@ class _Found:
 
 
 def _all(
-    options: RestoreOptions, drawing: Drawing, task: Task, images: list[Path], out: Path,
-    single: bool,
+    options: RestoreOptions, drawing: Drawing, task: Task, images: list[Path],
+    names: list[Callable[[str], Path]],
 ) -> _Found:  # fmt: skip
     """Restore image by image, leaving out those of several that turn out to be unusable."""
     from tqdm import tqdm
@@ -196,9 +199,8 @@ def _all(
     bar = tqdm(total=len(images), unit="image", bar_format=_BAR, leave=False)
     with bar:
         for place, path in enumerate(images):
-            name = (lambda _, out=out: out) if single else names_in(out, path, drawing.model)
             try:
-                done = restore(drawing, task, path, every[place], name, tick)
+                done = restore(drawing, task, path, every[place], names[place], tick)
             except (DataError, ConfigError, ValueError, FloatingPointError, OSError) as error:
                 if len(images) == 1 or (isinstance(error, ConfigError) and place == 0):
                     raise
@@ -238,12 +240,13 @@ _BAR = "{l_bar}{bar}| {n:.2f}/{total} images [{elapsed}, {remaining} left]"
 def _given(options: RestoreOptions, path: Path, images: list[Path]) -> Given:
     from sfumato.recipes.restoring import Given
 
+    told = len(images), below(path, options.images)
     return Given(
-        partner(options.mask, path, "--mask", len(images)),
+        partner(options.mask, path, "--mask", *told),
         options.nodata,
         options.channels,
         options.noise,
-        partner(options.truth, path, "--truth", len(images)),
+        partner(options.truth, path, "--truth", *told),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,18 +37,22 @@ def check_tiffs(names: Sequence[Path]) -> None:
         raise MissingExtraError("tifffile", "data", "writing TIFFs")
 
 
-def partner(given: Path | None, path: Path, option: str, count: int) -> Path | None:
-    """The file of a folder that has an image's name; a file is for all."""
+def partner(given: Path | None, path: Path, option: str, count: int, below: Path) -> Path | None:
+    """The file of a folder that has an image's name, `below` it where it has such a folder too.
+
+    A file is for all.
+    """
     if given is None or not given.is_dir():
         if given is not None and not given.exists():
             raise ConfigError(f"{option} {given} does not exist")
         if given is not None and count > 1 and option == "--truth":
             raise ConfigError(f"{option} is one file, and there are {count} images: give a folder")
         return given
-    there = [one for one in images_in(given) if one.stem == path.stem]
+    folder = given / below if (given / below).is_dir() else given
+    there = [one for one in images_in(folder) if one.stem == path.stem]
     if len(there) != 1:
         raise ConfigError(
-            f"{option} {given}: expected one file named {path.stem}.*, got {len(there)}"
+            f"{option} {folder}: expected one file named {path.stem}.*, got {len(there)}"
         )
     return there[0]
 
@@ -64,12 +69,27 @@ def _endings() -> tuple[str, ...]:
     return (*SUFFIXES, ARRAY)
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Images that lie in a folder, or, where it holds none itself, in its sub-folders."""
+    deeper = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
+    shown = [entry for entry in deeper if entry.name[0] != "."]
+    return images_in(folder) or [path for entry in shown for path in images_below(entry)]
+
+
+def below(path: Path, given: Sequence[Path]) -> Path:
+    """Where an image lies below the folder that was given; "." for files and images right in it."""
+    for one in given:
+        if one.is_dir() and path.is_relative_to(one):
+            return path.parent.relative_to(one)
+    return Path()
+
+
 def listed(given: Sequence[Path]) -> list[Path]:
     """Files, and those in folders."""
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = images_in(path)
+            inside = images_below(path)
             if not inside:
                 raise ConfigError(f"{path} holds no images ({', '.join(_endings())})")
             found += inside
@@ -79,19 +99,20 @@ def listed(given: Sequence[Path]) -> list[Path]:
             raise ConfigError(f"{path} does not exist")
     if not found:
         raise ConfigError("give images: sfumato restore RUN IMAGE --mask MASK")
-    stems = [path.stem for path in found]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    stems = [str(below(path, given) / path.stem) for path in found]
+    twice = next((stem for stem, count in Counter(stems).items() if count > 1), None)
     if twice is not None:
         raise ConfigError(f"two images are called {twice}: restore them one after another")
     return found
 
 
-def names_in(out: Path, path: Path, model: Model) -> Callable[[str], Path]:
-    """Names in a folder, of the image's own kind where it can hold the model's images."""
+def names_in(out: Path, path: Path, given: Sequence[Path], model: Model) -> Callable[[str], Path]:
+    """Names of answers in a folder, of the image's own kind where it can hold the model's."""
     suffix = path.suffix.lower() if path.suffix.lower() in FILES else ".png"
     if suffix == ".png":
         suffix = png_instead(model)
-    return lambda ending: out / f"{path.stem}{ending}{suffix}"
+    folder = out / below(path, given)
+    return lambda ending: folder / f"{path.stem}{ending}{suffix}"
 
 
 def png_instead(model: Model) -> str:

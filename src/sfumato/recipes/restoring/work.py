@@ -220,7 +220,8 @@ def _paired(
 
 
 def _read_as(seen: Damaged | SceneReader | None) -> list[str]:
-    return ["read as [height, width, channels]"] if seen is not None and seen.last else []
+    told = "read as [height, width, channels]; arrays are written as [channels, height, width]"
+    return [told] if seen is not None and seen.last else []
 
 
 _PLACE_LOST = "its georeference is lost: write a .tif to keep it"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -272,6 +274,38 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert str(file) in message
 
 
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(
+    capsys: Capture, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    message = refused(capsys, 1, "sample", run, "-n", 1, "--out", tmp_path / "new")
+    assert f"{tmp_path}/new/" in message
+    assert ".tmp" not in message
+    assert "No space left on device; free some space, or choose another --out" in message
+
+
+def test_commands_to_go_on_with_can_be_pasted(capsys: Capture, tmp_path: Path, data: Path) -> None:
+    out = tmp_path / "my shards"
+    assert call("data", "pack", data, "--layout", "NHWC", "-o", out) == 0
+    (line,) = (s for s in capsys.readouterr().out.splitlines() if s.startswith("to train: "))
+    assert shlex.split(line)[-2:] == ["--data", str(out)]
+
+
+def test_sizes_and_ranges_that_nothing_has_are_refused(capsys: Capture, data: Path) -> None:
+    call = ("train", "edm-tiny", "--data", data, "--layout", "NHWC")
+    for size in ((0, 32), (32, -32)):
+        message = refused(capsys, 1, *call, "--size", *size)
+        assert "--size HEIGHT WIDTH" in message
+        assert f"got {size[0]} {size[1]}" in message
+    for span in ((10000, 0), (0, 0), (0, "inf")):
+        message = refused(capsys, 1, *call, "--value-range", *span)
+        assert "--value-range LOW HIGH" in message
+        assert "LOW below HIGH" in message
+
+
 SMALL = [
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.attention"),
     *("--batch", "4", "--images", "8", "--precision", "float32", "--threads", "1"),
@@ -449,7 +483,9 @@ def test_sample_by_class(capsys: Capture, tmp_path: Path, by_class: Path) -> Non
 
 def test_a_folder_that_is_no_run_is_refused(capsys: Capture, tmp_path: Path) -> None:
     assert "does not exist" in refused(capsys, 1, "sample", tmp_path / "none")
-    assert "no usable checkpoint" in refused(capsys, 1, "sample", tmp_path)
+    assert f"{tmp_path} is no training run" in refused(capsys, 1, "sample", tmp_path)
+    (tmp_path / "config.toml").write_text("")
+    assert "no checkpoint was saved yet" in refused(capsys, 1, "sample", tmp_path)
     assert "no such data" in refused(capsys, 1, "info", tmp_path / "none")
 
 

@@ -270,6 +270,10 @@ def test_what_cannot_be_interpolated_is_refused(run: Path, files: Path, capsys: 
     assert "holds 6 images" in said(files, "seed:2")
     assert "0.002 to 80" in said("seed:1", "seed:2", "--level", 100)
     assert "give two ends" in said("seed:1", "seed:2", "seed:3", "seed:4", "--level", 1)
+    assert f"{files / 'no.png'} does not exist" in said(files / "no.png", "seed:2", status=1)
+    broken = files.parent / "broken.png"
+    broken.write_bytes(next(files.glob("*.png")).read_bytes()[:60])
+    assert f"{broken} cannot be read: broken.png (" in said(broken, "seed:2", status=1)
 
 
 # --- sample --------------------------------------------------------------------------------------

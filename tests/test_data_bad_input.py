@@ -97,7 +97,7 @@ def test_up_to_one_per_cent_is_skipped_and_counted(tmp_path):
     assert len(images) == 99
     assert len(images.skipped) == 1
     assert images.skipped[0].startswith("7.png (")
-    assert "1 unreadable skipped" in images.describe()
+    assert "1 unreadable skipped: 7.png (" in images.describe()
     assert "7.png" not in [images.names(i) for i in range(99)]
     (tmp_path / "8.png").write_bytes(b"")
     refused(tmp_path, "2 of 100 images", r"7\.png", r"8\.png")

@@ -6,6 +6,7 @@ Nothing here imports torch before a verb has understood its arguments, so `--hel
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -91,7 +92,9 @@ def _in_words(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; free some space, or choose another --out" if full else ""
+        return f"{where}{error.strerror or error}{hint}"
     return f"{error}\n({_DEBUG}=1 in the environment shows where)"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,8 @@ def _compress(
         )
     write_bytes(out, packed.data)
     _say(packed, images, model, time.perf_counter() - start)
-    print(f"to decode: sfumato decompress {options.run} {out} -o FOLDER")
+    names = shlex.join([str(options.run), str(out)])
+    print(f"to decode: sfumato decompress {names} -o FOLDER")
     print(f"file: {out}")
     return 0
 

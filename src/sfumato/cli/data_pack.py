@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Annotated, Literal
 
 import tyro
@@ -100,5 +101,5 @@ def run(arguments: Sequence[str]) -> int:
     print(f"{packed.describe()}, {total / 2**20:,.1f} MiB")
     more = " --classes" * options.classes
     more += " --condition image" * (options.condition == "image")
-    print(f"to train: sfumato train edm-tiny --data {options.out}{more}")
+    print(f"to train: sfumato train edm-tiny --data {quote(str(options.out))}{more}")
     return 0

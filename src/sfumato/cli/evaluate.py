@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -166,12 +167,12 @@ def _check_stored(options: EvaluateOptions, arguments: Sequence[str]) -> None:
     if len(options.paths) == 2 and Path(first).exists() and _is_run(first):
         raise ConfigError(
             f"{first} is a run, which is measured against --data: "
-            f"sfumato evaluate {first} --data {options.paths[1]}"
+            f"sfumato evaluate {quote(first)} --data {quote(options.paths[1])}"
         )
     if len(options.paths) == 1 and options.stats is None:
         raise ConfigError(
             f"{first} is no run: if it is a set of images, say what to judge it by: "
-            f"sfumato evaluate {first} REFERENCE, or --stats FILE"
+            f"sfumato evaluate {quote(first)} REFERENCE, or --stats FILE"
         )
     drawing = {
         "-n": _given(arguments, "-n", "--n"),

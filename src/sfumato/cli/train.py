@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -156,7 +157,7 @@ def train(
         except ProcessLostError as error:
             raise ProcessLostError(
                 f"{error}. The run is as it was at its newest checkpoint; to continue, with any "
-                f"number of processes: sfumato train --resume {place}"
+                f"number of processes: sfumato train --resume {quote(str(place))}"
             ) from error
         if signal:
             return 130
@@ -211,7 +212,7 @@ def _train(run: Run, say: Callable[[str], None]) -> str | None:
         signal = (interruption.name or "a signal to another process") if stopped else None
         if signal:
             say(f"stopped by {signal} at image {run.images:,}; to continue: "
-                f"sfumato train --resume {run.folder}")  # fmt: skip
+                f"sfumato train --resume {quote(str(run.folder))}")  # fmt: skip
             sys.stdout.flush()
         # Whoever leaves first has the launcher end the others: all is saved and said by then.
         run.processes.wait()
@@ -233,7 +234,8 @@ def _report(run: Run, say: Callable[[str], None]) -> None:
     try:
         say(f"report: {run.write_report(say)}")
     except BaseException:
-        say(f"the model is saved; to write its report: sfumato train --resume {run.folder}")
+        again = f"sfumato train --resume {quote(str(run.folder))}"
+        say(f"the model is saved; to write its report: {again}")
         raise
 
 

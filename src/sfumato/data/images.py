@@ -75,9 +75,7 @@ class Images(ABC):
         text = f"{self.source}: {len(self):,} images, {self.format.describe()}"
         if self.labels is not None:
             text += f", {len(self.classes)} classes"
-        if self.skipped:
-            text += f", {len(self.skipped)} unreadable skipped"
-        return text
+        return text + left_out(self.skipped)
 
 
 class Subset(Images):
@@ -136,11 +134,21 @@ def in_threads(work: Callable[[T], R], items: Iterable[T], ahead: int = 64) -> I
             yield pending.popleft().result()
 
 
+def left_out(skipped: Sequence[str]) -> str:
+    """How many images were unreadable, and which, to end a description with; nothing if none."""
+    if not skipped:
+        return ""
+    shown = "; ".join(skipped[:3]) + ("; ..." if skipped[3:] else "")
+    return f", {len(skipped)} unreadable skipped: {shown}"
+
+
 def check_share(bad: Sequence[str], total: int, where: str) -> None:
     """DataError when more than 1 % of `total` images are unreadable; names up to five of them."""
     if len(bad) <= WORST_SHARE * total:
         return
     shown = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
+    if total == 1:
+        raise DataError(f"{where} cannot be read: {shown}")
     raise DataError(
         f"{where}: {len(bad)} of {total:,} images cannot be read, more than the 1 % that is "
         f"skipped: {shown}. Repair or remove them"

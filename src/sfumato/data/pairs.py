@@ -15,7 +15,7 @@ from sfumato.data.arrays import Layout
 from sfumato.data.containers import Folder
 from sfumato.data.decode import Alpha
 from sfumato.data.files import image_names
-from sfumato.data.images import Images, Indices, Subset, digest
+from sfumato.data.images import Images, Indices, Subset, digest, left_out
 from sfumato.data.pixels import PixelFormat
 from sfumato.data.shaping import Fit
 from sfumato.data.shards.images import ShardImages
@@ -75,9 +75,7 @@ class Pairs(Images):
         text += self.format.describe()
         if self.labels is not None:
             text += f", {len(self.classes)} classes"
-        if self.skipped:
-            text += f", {len(self.skipped)} unreadable skipped"
-        return text
+        return text + left_out(self.skipped)
 
 
 class _Records(Images):

@@ -74,6 +74,8 @@ def open_as(path: str | Path, form: PixelFormat, opening: Opening) -> Images:
     own_range = form.dtype == "float32" or form.levels != 1 << form.bits
     stated = (form.low, form.high) if own_range else None
     where = Path(path)
+    if where.suffix.lower() in SUFFIXES and not where.exists():
+        raise DataError(f"{where} does not exist: expected an image, or a set of them")
     if where.is_file() and where.suffix.lower() in SUFFIXES:
         shaping = Shaping(opening.size, "crop", alpha, opening.channels, stated)
         images: Images = FileImages(_OneFile(where), shaping)

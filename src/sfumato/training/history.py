@@ -51,6 +51,11 @@ def latest_checkpoint(run: Path) -> Latest:
             return Latest(path, tuple(skipped))
     if not run.is_dir():
         raise CheckpointError(f"{run} does not exist: expected the folder of a training run")
+    if not skipped and not any((run / name).exists() for name in ("checkpoints", "config.toml")):
+        raise CheckpointError(
+            f"{run} is no training run: expected a folder that sfumato train wrote, with "
+            "config.toml and checkpoints"
+        )
     found = "; ".join(skipped) or "no checkpoint was saved yet"
     raise CheckpointError(f"{run} has no usable checkpoint: {found}")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from sfumato.errors import ConfigError
 from sfumato.metrics.statistics_file import read_statistics
@@ -98,8 +99,8 @@ def of_run(
         raise ConfigError(
             f"this model needs images to start from ({model.condition.describe()}): use "
             "sfumato restore RUN IMAGE; to measure what it makes of test pairs: "
-            f"sfumato restore {run} {pairs}/input -o RESTORED; "
-            f"sfumato evaluate RESTORED {pairs}/target --metrics fd psnr"
+            f"sfumato restore {quote(str(run))} {quote(f'{pairs}/input')} -o RESTORED; "
+            f"sfumato evaluate RESTORED {quote(f'{pairs}/target')} --metrics fd psnr"
         )
     how = opening(config.data if config else DataConfig(size=model.format.shape[1:]))
     known = [

@@ -202,7 +202,7 @@ def test_memorisation_is_seen_and_its_absence_too():
     assert shown.closer_share > 0.5 + 3 * shown.closer_share_error
 
 
-@pytest.mark.parametrize("sizes", [(400, 400), (400, 50), (50, 400)])
+@pytest.mark.parametrize("sizes", [(400, 400), (400, 50), (50, 400), (7, 400), (400, 7)])
 def test_memorisation_error_is_its_scatter_over_samples_and_reference_sets(sizes):
     found = []
     for seed in range(0, 120, 3):

@@ -88,8 +88,9 @@ def memorisation_test(samples: Tensor, training: Tensor, held_out: Tensor) -> Me
     """
     if not len(samples) or not len(training) or not len(held_out):
         raise DataError("the memorisation test needs samples, training images and held-out images")
-    near_training, indices = _nearest_by_block(samples, training)
-    near_held_out, _ = _nearest_by_block(samples, held_out)
+    blocks = min(_BLOCKS, len(training), len(held_out))  # one of each is left out at a time
+    near_training, indices = _nearest_by_block(samples, training, blocks)
+    near_held_out, _ = _nearest_by_block(samples, held_out, blocks)
     closer = _closer(near_training, near_held_out)
     share = float(closer.mean())
     odds = len(training) / len(held_out)
@@ -113,11 +114,11 @@ def memorisation_test(samples: Tensor, training: Tensor, held_out: Tensor) -> Me
     )
 
 
-def _nearest_by_block(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest_by_block(samples: Tensor, reference: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
     """Distances [n, blocks] to the nearest image of each share of the reference, and which."""
-    share = torch.from_numpy(dealt(len(reference), min(_BLOCKS, len(reference))))
+    share = torch.from_numpy(dealt(len(reference), blocks))
     found: list[tuple[Tensor, Tensor]] = []
-    for number in range(int(share.max()) + 1):
+    for number in range(blocks):
         rows = (share == number).nonzero()[:, 0]
         distances, places = nearest(samples, reference[rows])
         found.append((distances, rows[places]))
@@ -141,7 +142,7 @@ def _reference_variance(training: Tensor, held_out: Tensor) -> float:
     The jackknife also sees the draw of the samples, whose images change sides one by one; its
     expectation is taken off again.
     """
-    count = min(training.shape[1], held_out.shape[1])
+    count = training.shape[1]
     if count < 2 or len(training) < 2:
         return 0.0
     rest = [torch.arange(count) != left_out for left_out in range(count)]

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
+from bar_helpers import ends, keep_bars
 from recipe_helpers import pixels
 from sfumato.data.arrays import InMemory
 from sfumato.data.pixels import to_model
@@ -174,13 +175,17 @@ def test_another_reference_is_another_projection(tmp_path: Path, features: str) 
     assert names[0] != names[1]
 
 
-def test_the_inception_score_is_of_a_classifier_of_the_training_images(tmp_path: Path) -> None:
+def test_the_inception_score_is_of_a_classifier_of_the_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = keep_bars(monkeypatch, "sfumato.recipes.evaluation.workbench.tqdm")
     labels = np.arange(120) % 3
     real = some(120, 0, (1, 8, 8)) // 4 + (labels * 60).astype(np.uint8)[:, None, None, None]
     training = stored(real, "training images", labels)
     drawn = real[:60] + 5
     settings = Settings(("is",), features="classifier")
     made = evaluated(tmp_path, settings, stored(drawn, "samples"), stored(real, "b"), training)
+    assert ends(bars)["classifier"] == (32, 32)  # 96 images, 24 a batch, 8 epochs
     row = rows_of(made)["is"]
     classifier = train_classifier(
         to_model(real.transpose(0, 3, 1, 2), training.format),

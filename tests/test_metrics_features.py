@@ -150,6 +150,23 @@ def test_classifier_learns_and_is_a_function_of_its_seed():
     assert extract([fresh], one).dimensions == one(fresh).shape[1]
 
 
+def test_who_watches_a_classifier_train_sees_every_step_and_changes_nothing():
+    images, labels = stripes(250, 0)  # 200 of them to train on: 4 batches of 50 an epoch
+    seen = []
+
+    def watch(batches):
+        assert len(batches) == 12
+        for rows in batches:
+            yield rows
+            seen.append(rows)
+
+    watched = train_classifier(images, labels, ["a", "b"], epochs=3, watch=watch)
+    assert watched.fingerprint == train_classifier(images, labels, ["a", "b"], epochs=3).fingerprint
+    for epoch in range(3):
+        rows = torch.cat(seen[4 * epoch : 4 * epoch + 4])
+        assert torch.equal(rows.sort().values, torch.arange(200))
+
+
 def test_classifier_at_chance_says_so():
     images, _ = stripes(400, 2)
     labels = torch.randint(0, 2, (400,), generator=torch.Generator().manual_seed(9))

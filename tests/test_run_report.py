@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from bar_helpers import ends, keep_bars
 from recipe_helpers import QUIET, array_file, open_run, pixels, small
 from sfumato.cli.parse import parse
 from sfumato.cli.train import TrainOptions
@@ -166,6 +167,28 @@ def report_of(folder: Path, images: Images, chosen: Recipe | None = None) -> Run
         pass
     run.write_report()
     return run
+
+
+def test_all_that_takes_long_shows_a_bar_that_ends_at_its_total(
+    tmp_path: Path, shown: list[RunReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = keep_bars(monkeypatch, "sfumato.recipes.measuring.tqdm")
+    images = InMemory(pixels(count=12), np.arange(12) % 2, layout="NHWC", source="test")
+    test = InMemory(pixels(count=9, seed=1), np.arange(9) % 2, layout="NHWC", source="test")
+    config = RunConfig(small(), DataConfig(), replace(QUIET, report_samples=5))
+    run = Run.open(config, tmp_path, images=images, test=test)
+    for _ in run.steps():
+        pass
+    run.write_report()
+    assert len(shown) == 1
+    assert ends(bars) == {
+        "reading training images": (12, 12),
+        "reading held-out images": (9, 9),
+        "features of held-out images": (9, 9),
+        "features of samples": (5, 5),
+        "features of training images": (5, 5),
+        "classifier": (48, 48),  # 12 epochs of 4 batches of 3
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from sfumato.errors import DataError
 from sfumato.metrics.thinning import dealt
+
+Watch = Callable[[Sequence[Tensor]], Iterable[Tensor]]
+"""Hands on the batches it is given, in order: what a progress bar does."""
 
 
 class _Network(nn.Module):
@@ -139,10 +142,12 @@ def train_classifier(
     seed: int = 0,
     epochs: int = 8,
     held_out: tuple[Tensor, Tensor] | None = None,
+    watch: Watch = lambda batches: batches,
 ) -> Classifier:
     """Train on images [n, C, H, W] (uint8, uint16, or float in [-1, 1]) with labels [n].
 
     `held_out` (images, labels) measures the accuracy; without it a fifth of them is kept back.
+    `watch` is handed the batches of all epochs and sees one a step.
     The result is a function of the arguments (on one machine, at one number of threads): the
     global random state is neither read nor changed. Raises DataError for labels that do not fit.
     """
@@ -160,31 +165,35 @@ def train_classifier(
         torch.manual_seed(seed)
         network = _Network(x.shape[1], len(classes))
         # Inside as well: dropout can only draw from the global generator.
-        _fit(network, (x - mean) / std, labels.long(), epochs, torch.Generator().manual_seed(seed))
+        draw = torch.Generator().manual_seed(seed)
+        _fit(network, (x - mean) / std, labels.long(), epochs, draw, watch)
     made = Classifier(network, tuple(classes), mean, std, size, math.nan, len(held_out[0]))
     correct = made.probabilities(held_out[0]).argmax(1) == held_out[1]
     accuracy = float(correct.double().mean())
     return Classifier(network, tuple(classes), mean, std, size, accuracy, len(held_out[0]))
 
 
-def _fit(network: _Network, x: Tensor, labels: Tensor, epochs: int, draw: torch.Generator) -> None:
+def _fit(
+    network: _Network, x: Tensor, labels: Tensor, epochs: int, draw: torch.Generator, watch: Watch
+) -> None:
     batch = max(2, min(100, len(x) // 4))
-    steps = epochs * (len(x) // batch)
+    batches: list[Tensor] = []
+    for _ in range(epochs):
+        # An incomplete last batch is left out: other images in every epoch.
+        batches += torch.randperm(len(x), generator=draw).split(batch)[: len(x) // batch]
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.2
+        optimizer, max_lr=3e-3, total_steps=len(batches), pct_start=0.2
     )
     network.train()
-    for _ in range(epochs):
-        # An incomplete last batch is left out: other images in every epoch.
-        for rows in torch.randperm(len(x), generator=draw).split(batch)[: len(x) // batch]:
-            inputs = x[rows].contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(network(inputs), labels[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    for rows in watch(batches):
+        inputs = x[rows].contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(network(inputs), labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     network.eval().requires_grad_(False)
 
 

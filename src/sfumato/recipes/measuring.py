@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 from torch import Tensor
+from tqdm import tqdm
 
 from sfumato.errors import DataError, MissingExtraError
 from sfumato.metrics.channels import FIRST_THREE
@@ -11,8 +15,13 @@ from sfumato.metrics.efficientnet import efficientnet_features
 from sfumato.metrics.features import FeatureExtractor, extract
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.metrics.memorisation import MemorisationTest, memorisation_test, nearest
-from sfumato.recipes.real_images import RealImages
+from sfumato.recipes.real_images import MOST, RealImages
 from sfumato.report.run_report import ClassRow, FrechetRow, Neighbours
+
+
+def bar(total: int, title: str) -> Any:
+    """Return a progress bar over images; what is done within a second shows none."""
+    return tqdm(total=total, unit="img", desc=title, delay=1)
 
 
 def frechet(
@@ -31,15 +40,19 @@ def frechet(
     reference = training if held_out is None else held_out
     if len(reference) < 2:
         return [], ["No Fréchet distance: it needs at least 2 real images to compare with."]
-    target = extract(reference.stream(), extractor)
-    drawn = extract(iter(samples.split(256)), extractor)
+    name = "training images" if held_out is None else "held-out images"
+    count = min(MOST, len(reference))
+    target = extract(_watched(reference.stream(), count, f"features of {name}"), extractor)
+    drawn = extract(_watched(samples.split(256), len(samples), "features of samples"), extractor)
     real = real_n = None
     if held_out is not None and len(training) >= 2:
-        floor = extract(training.stream(len(samples)), extractor)
+        count = min(len(samples), len(training))
+        stream = training.stream(len(samples))
+        floor = extract(_watched(stream, count, "features of training images"), extractor)
         real, real_n = frechet_distance(floor, target), floor.count
     rule = FIRST_THREE.describe(samples.shape[1])
     row = FrechetRow(
-        f"samples against {'training' if held_out is None else 'held-out'} images",
+        f"samples against {name}",
         frechet_distance(drawn, target),
         drawn.count,
         target.count,
@@ -73,7 +86,10 @@ def classes(
     if held_out is not None and held_out.labels is not None:
         unseen = held_out.x, held_out.labels
     try:
-        classifier = train_classifier(training.x, known, names, epochs=12, held_out=unseen)
+        classifier = train_classifier(
+            training.x, known, names, epochs=12, held_out=unseen,
+            watch=lambda batches: tqdm(batches, unit="batch", desc="classifier", delay=1),
+        )  # fmt: skip
     except DataError as error:
         return [], f"No class shares: {error}."
     rows, sure = class_rows(classifier, samples, known)
@@ -126,3 +142,11 @@ def neighbours(samples: Tensor, training: RealImages, held_out: RealImages | Non
         searched=searched,
         total=total,
     )
+
+
+def _watched(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tensor]:
+    """Yield batches of images under a progress bar."""
+    with bar(total, title) as shown:
+        for batch in batches:
+            yield batch
+            shown.update(len(batch))

@@ -23,7 +23,7 @@ from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
 from sfumato.recipes.paired import answered, picked
 from sfumato.recipes.preview import preview_sampler
-from sfumato.recipes.real_images import RealImages, spread
+from sfumato.recipes.real_images import RealImages, held, spread
 from sfumato.recipes.toml import to_toml
 from sfumato.report.run_page import write_run_report
 from sfumato.report.run_report import LevelLoss, RunReport
@@ -49,8 +49,8 @@ def write_page(run: Run, say: Callable[[str], None]) -> Path:
         source = (run.test_set or run.images_set).representative()
         samples = to_model(_draw(model, source, count), model.format)
     with _timed(timings, "measuring"):
-        training = RealImages(run.images_set.representative())
-        held_out = None if run.test_set is None else RealImages(run.test_set.representative())
+        training = _read(run.images_set, "training images")
+        held_out = None if run.test_set is None else _read(run.test_set, "held-out images")
         frechet, warnings = measuring.frechet(samples, training, held_out)
         asked = model.classes_for(range(_SEED, _SEED + count))
         if len(run.images_set.classes) > 1:
@@ -103,6 +103,13 @@ def _draw(model: Model, source: Images, count: int) -> RawImages:
             chunks.append(images)
             bar.update(len(images))
     return np.concatenate(chunks)
+
+
+def _read(images: Images, name: str) -> RealImages:
+    """Read images to measure against, with a progress bar where that takes time."""
+    some = images.representative()
+    with measuring.bar(min(len(some), held(some.format.shape)), f"reading {name}") as bar:
+        return RealImages(some, tick=bar.update)
 
 
 def _unreadable(source: str, complaints: Sequence[str]) -> list[str]:

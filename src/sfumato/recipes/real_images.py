@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,14 +26,26 @@ class RealImages:
 
     `x` [n, C, H, W], float32 in [-1, 1], and `labels` [n] or None are those held in memory: at most
     10,000 and `most_bytes`; `stream` reads more, batch by batch. An unreadable file is replaced by
-    the next readable one and named in `broken`; more than 1 % of them are a DataError.
+    the next readable one and named in `broken`; more than 1 % of them are a DataError. `tick` is
+    told how many more are in memory.
     """
 
-    def __init__(self, images: Images, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self,
+        images: Images,
+        most_bytes: int = MOST_BYTES,
+        *,
+        tick: Callable[[int], object] = lambda read: None,
+    ) -> None:
         self.images = images
         self._reader = Reader(images, cache_bytes=0)
         index = spread(len(images), held(images.format.shape, MOST, most_bytes))
-        parts, used = zip(*self._read(index), strict=True)
+        parts: list[Tensor] = []
+        used: list[NDArray[np.int64]] = []
+        for x, rows in self._read(index):
+            parts.append(x)
+            used.append(rows)
+            tick(len(x))
         self.x = torch.cat(parts)
         labels = images.labels
         self.labels = None if labels is None else torch.from_numpy(labels[np.concatenate(used)])

@@ -9,7 +9,7 @@ import torch
 
 from sfumato.errors import ConfigError, DataError
 from sfumato.metrics.channels import FirstThree, ToThree, fit_pca
-from sfumato.metrics.classifier import train_classifier
+from sfumato.metrics.classifier import Watch, train_classifier
 from sfumato.metrics.efficientnet import efficientnet_features
 from sfumato.metrics.features import FeatureExtractor
 from sfumato.metrics.foreign import Feeding, onnx_features, torchscript_features
@@ -45,14 +45,19 @@ RESIZES: dict[str, Resize] = {
 
 
 def extractor_of(
-    words: str, resize: str = "", feeding: Feeding | None = None, real: ImageSet | None = None
+    words: str,
+    resize: str = "",
+    feeding: Feeding | None = None,
+    real: ImageSet | None = None,
+    watch: Watch = lambda batches: batches,
 ) -> FeatureExtractor:
     """Return the extractor that `words` name; `real` images with labels train a classifier.
 
     `resize` is one of RESIZES; "" is the extractor's own. "inception:download" fetches the weights
     unless they are there. A classifier is a function of the images and the number of threads, so
-    processes that share work each train the same one. Raises ConfigError for unknown words,
-    CheckpointError for missing or wrong weights, MissingExtraError for a missing package.
+    processes that share work each train the same one; `watch` is handed the batches of that. Raises
+    ConfigError for unknown words, CheckpointError for missing or wrong weights, MissingExtraError
+    for a missing package.
     """
     name, _, file = words.partition(":")
     suffix = Path(words).suffix.lower()
@@ -69,7 +74,7 @@ def extractor_of(
     if words == "classifier":
         if resize:
             raise ConfigError("the classifier sees images at their own size: leave out --resize")
-        return _classifier(real)
+        return _classifier(real, watch)
     if suffix == ".onnx":
         return onnx_features(Path(words), feeding)
     if suffix in (".pt", ".ts", ".torchscript"):
@@ -84,7 +89,7 @@ def channel_rule(name: str, reference: ImageSet) -> ToThree:
     return FirstThree()
 
 
-def _classifier(real: ImageSet | None) -> FeatureExtractor:
+def _classifier(real: ImageSet | None, watch: Watch) -> FeatureExtractor:
     labels = None if real is None else real.labels()
     if real is None or labels is None or len(real.classes) < 2:
         raise DataError(
@@ -93,7 +98,7 @@ def _classifier(real: ImageSet | None) -> FeatureExtractor:
         )
     most = held(real.format.shape)
     known = torch.from_numpy(labels[spread(len(real), most)])
-    return train_classifier(all_pixels(real, most), known, real.classes)
+    return train_classifier(all_pixels(real, most), known, real.classes, watch=watch)
 
 
 def on_device(extractor: FeatureExtractor, device: torch.device) -> FeatureExtractor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sfumato.errors import DataError
@@ -46,7 +48,7 @@ class Workbench:
         """The extractor of these words, by the settings' resize unless another is given."""
         how = self.settings.resize if resize is None else resize
         if (words, how) not in self._extractors:
-            made = extractor_of(words, how, self._feeding(how), self._labelled)
+            made = extractor_of(words, how, self._feeding(how), self._labelled, self._watch)
             self.processes.check_same(made.fingerprint, f"weights of {made.name}")
             self._extractors[words, how] = on_device(made, torch.device(self._device))
         return self._extractors[words, how]
@@ -133,6 +135,10 @@ class Workbench:
 
     def _bar(self, total: int, title: str) -> Any:
         return tqdm(total=total, unit="img", desc=title, disable=not self.processes.first)
+
+    def _watch(self, batches: Sequence[Tensor]) -> Iterable[Tensor]:
+        quiet = not self.processes.first
+        return tqdm(batches, unit="batch", desc="classifier", delay=1, disable=quiet)
 
     def _channels(self) -> ToThree | None:
         if self._rule is None and self._pca_of is not None:

@@ -99,6 +99,28 @@ def test_it_says_what_the_bound_says_of_each_image(
     assert again["sets"] == kept["sets"]
 
 
+def test_one_image_has_a_number_and_no_interval(run: Path, capsys: Capture) -> None:
+    words = ["likelihood", str(run), "-n", "4", "--threads", "1", "--draws", "2", "--per-image"]
+    assert main([*words, "--flow", "1", "--no-gap"]) == 0
+
+    def never(word: str) -> float:
+        raise AssertionError(f"{word} is not JSON")
+
+    text = (run / "likelihood" / "likelihood.json").read_text()
+    (found,) = json.loads(text, parse_constant=never)["sets"]
+    with (run / "likelihood" / "per-image.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert found["flow"] == {
+        "bits": pytest.approx(float(first["flow"]), abs=1e-6), "half_width": None, "n": 1
+    }  # fmt: skip
+    assert found["bound"]["half_width"] > 0
+    printed = capsys.readouterr().out
+    flow = next(line for line in printed.splitlines() if line.split()[:1] == ["flow"])
+    assert flow.split() == ["flow", f"{found['flow']['bits']:.4f}", "(1", "image)"]
+    assert "nan" not in printed
+    assert ">nan<" not in (run / "likelihood" / "likelihood.html").read_text()
+
+
 def test_drawn_levels_agree_with_all_of_them(run: Path) -> None:
     assert main(command(run, "--all-levels", "--no-gap", "--flow", "0")) == 0
     whole = json.loads((run / "likelihood" / "likelihood.json").read_text())["sets"][0]

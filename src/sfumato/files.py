@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import secrets
 from pathlib import Path
+from typing import Any, cast
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -25,3 +28,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, by `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON, one a line, by `write_bytes`; NaN and infinity are null."""
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Return plain values with None for NaN and infinity, which JSON has no words for."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in cast("dict[str, Any]", content).items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in cast("list[Any]", content)]
+    return content

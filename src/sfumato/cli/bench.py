@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     import time
 
     from sfumato.data.sources import open_images
-    from sfumato.files import write_text
+    from sfumato.files import write_json
     from sfumato.recipes.bench.measure import Settings, measure
     from sfumato.recipes.bench.subject import Subject
     from sfumato.recipes.bench.words import in_lines
@@ -79,6 +78,6 @@ def run(arguments: Sequence[str]) -> int:
     print("\n".join(in_lines(result)))
     print(f"\nmeasured in {duration(time.perf_counter() - start)}")
     if options.json is not None:
-        write_text(options.json, json.dumps(result.to_json(), indent=2) + "\n")
+        write_json(options.json, result.to_json())
         print(f"everything as JSON: {options.json}")
     return 0

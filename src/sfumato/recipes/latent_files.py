@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tomli_w
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sfumato.data.pixels import from_model
 from sfumato.data.save import save_images
-from sfumato.files import write_bytes, write_text
+from sfumato.files import write_bytes, write_json, write_text
 from sfumato.latents import RoundTrip
 from sfumato.recipes.environment import describe
 from sfumato.recipes.inputs import save_array
@@ -80,10 +79,9 @@ def write_table(
         },
         "inversion": how,
         "images": list(names),
-        "provenance": _finite(provenance(flow)),
+        "provenance": provenance(flow),
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_json(path, content)
 
 
 def write_strip(
@@ -125,16 +123,4 @@ def provenance(flow: Flow) -> dict[str, Any]:
         "steps": len(flow.down) - 1,
         "sampler": sampler,
         "environment": describe(str(model.device)),
-    }
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with infinity as null, which JSON has no word for."""
-    return {
-        key: None
-        if isinstance(value, float) and not math.isfinite(value)
-        else _finite(cast("dict[str, Any]", value))
-        if isinstance(value, dict)
-        else value
-        for key, value in values.items()
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from sfumato.diffusion import bits_per_dim
 from sfumato.errors import MissingExtraError
-from sfumato.files import write_bytes, write_text
+from sfumato.files import write_json, write_text
 from sfumato.likelihood import Bound, rate_distortion
 from sfumato.noise import F64
 from sfumato.recipes.likelihood_results import Measured
@@ -29,7 +28,8 @@ def in_lines(found: list[Measured]) -> Iterator[str]:
     for one in found:
         yield f"{one.name}: {len(one.bound.prior):,} images, bits per dimension (95 % interval)"
         for name, mean in one.rows().items():
-            yield f"  {name:<26}{mean}" + (f"   ({mean.n} images)" if mean.n < 1000 else "")
+            count = "1 image" if mean.n == 1 else f"{mean.n} images"
+            yield f"  {name:<26}{mean}" + (f"   ({count})" if mean.n < 1000 else "")
     if len(found) > 1:
         first, second = (one.bound.bits_per_dim for one in found[:2])
         gap = float(first.mean() - second.mean())
@@ -59,14 +59,14 @@ def write_likelihood(
             "rmse_of_255": curve.distortion.tolist(),
             "decoder_bits_per_dim": curve.last,
         }
-    write_bytes(paths["JSON"], json.dumps(kept, indent=1, ensure_ascii=False).encode())
+    write_json(paths["JSON"], kept)
     if per_image:
         paths["per image"] = out / "per-image.csv"
         write_text(paths["per image"], _table_of(found))
     page = Report(title, "", kind="Sfumato · likelihood")
     page.section("Bits per dimension", "Means over images; ± is half the 95 % interval.")
     page.table(
-        [(one.name, name.strip(), f"{mean.bits:.4f}", f"{mean.half_width:.4f}", mean.n)
+        [(one.name, name.strip(), f"{mean.bits:.4f}", mean.interval, mean.n)
          for one in found for name, mean in one.rows().items()],
         ("images", "what", "bits per dimension", "±", "n"),
     )  # fmt: skip

@@ -16,17 +16,24 @@ class Mean:
     """Bits per dimension: the mean over n images and its 95 % confidence interval's half width."""
 
     bits: float
-    half_width: float
+    half_width: float | None
+    """None of a single image, which has no spread."""
     n: int
 
     @classmethod
     def of(cls, bits: Tensor) -> Mean:
         """Of each image's, [n]."""
-        error = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-        return cls(float(bits.mean()), 1.96 * error, len(bits))
+        some = len(bits) > 1
+        half_width = 1.96 * float(bits.std()) / math.sqrt(len(bits)) if some else None
+        return cls(float(bits.mean()), half_width, len(bits))
+
+    @property
+    def interval(self) -> str:
+        """The half width as text; "" where there is none."""
+        return "" if self.half_width is None else f"{self.half_width:.4f}"
 
     def __str__(self) -> str:
-        return f"{self.bits:.4f} ± {self.half_width:.4f}"
+        return f"{self.bits:.4f}" + (f" ± {self.interval}" if self.interval else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sfumato.files import write_text
+from sfumato.files import finite, write_text
 from sfumato.report.grid import UInt8
 from sfumato.training.loop import Record
 
@@ -191,7 +191,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _text(lines: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
 
 
 def _empty() -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sfumato.errors import MissingExtraError
-from sfumato.files import write_bytes
+from sfumato.files import write_json
 from sfumato.processes import Processes
 from sfumato.recipes.ablations import Ablation, Cell
 from sfumato.recipes.evaluation.cache import Cache
@@ -141,7 +140,7 @@ def write_ablation(
     paths = {"JSON": out / "ablation.json", "page": out / "ablation.html"}
     measured = [one for one, _ in found]
     kept = {"cells": [asdict(one) for one in measured], "facts": facts}
-    write_bytes(paths["JSON"], json.dumps(kept, indent=1, ensure_ascii=False).encode())
+    write_json(paths["JSON"], kept)
     page = Report(ablation.title, "", kind="Sfumato · ablation")
     about = ablation.about
     for name, table in tables_of(ablation, measured).items():

@@ -7,7 +7,6 @@ noisy numbers is too good to be true.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import ConfigError, MissingExtraError
-from sfumato.files import write_bytes
+from sfumato.files import write_json
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import Result, compare
 from sfumato.recipes.evaluation.sets import ImageSet
@@ -160,4 +159,4 @@ def write_search(path: Path, verdict: Verdict, nfe: int) -> None:
         "without": asdict(verdict.without),
         "tried": [asdict(one) for one in verdict.tried],
     }
-    write_bytes(path, json.dumps(kept, indent=1).encode())
+    write_json(path, kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from sfumato.errors import MissingExtraError
-from sfumato.files import write_bytes
+from sfumato.files import write_json
 from sfumato.recipes.evaluation.compare import Result
 from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.evaluation.outcome import number
@@ -74,12 +73,11 @@ def write_comparison(
     name: str = "comparison",
 ) -> dict[str, Path]:
     """Write NAME.json and NAME.html of all results, with pictures of those `drawn`; return both."""
-    text = json.dumps(
-        {"results": [asdict(r) for r in results], "left_out": list(left_out), "facts": facts},
-        indent=1, ensure_ascii=False,
-    )  # fmt: skip
     paths = {"JSON": out / f"{name}.json", "page": out / f"{name}.html"}
-    write_bytes(paths["JSON"], text.encode())
+    write_json(
+        paths["JSON"],
+        {"results": [asdict(r) for r in results], "left_out": list(left_out), "facts": facts},
+    )
     page = Report(title, "", kind="Sfumato · samplers compared")
     for measure in MEASURES:
         _plot_and_table(page, results, measure)

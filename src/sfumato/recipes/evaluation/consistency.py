@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfumato.errors import ConfigError
-from sfumato.files import write_bytes
+from sfumato.files import write_json
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.drawn import Drawn
 from sfumato.recipes.model import Model
@@ -64,5 +63,5 @@ def write_sheet(out: Path, sheet: Sheet) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     save_png(image_grid(sheet.images.flatten(0, 1), columns=len(sheet.steps)), paths["sheet"])
     rows = [{"steps": s, "rmse": m} for s, m in zip(sheet.steps, sheet.missed, strict=True)]
-    write_bytes(paths["JSON"], json.dumps(rows, indent=1).encode())
+    write_json(paths["JSON"], rows)
     return paths

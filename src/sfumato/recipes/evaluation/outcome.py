@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfumato.files import write_bytes
+from sfumato.files import finite, write_json
 from sfumato.recipes.evaluation.evaluate import Evaluation
 from sfumato.recipes.evaluation.explain import Convention
 from sfumato.recipes.evaluation.provenance import in_lines
@@ -73,9 +71,9 @@ class Outcome:
 
     def json(self) -> dict[str, Any]:
         """Everything, as plain values; what is not a number (infinity) is null."""
-        return {
+        values = {
             "title": self.title,
-            "rows": [_finite(asdict(row)) for row in self.evaluation.rows],
+            "rows": [asdict(row) for row in self.evaluation.rows],
             "classes": {
                 against: [asdict(one) for one in table.rows]
                 for against, table in self.evaluation.classes.items()
@@ -87,11 +85,11 @@ class Outcome:
             "provenance": self.provenance,
             "seconds": round(self.seconds, 1),
         }
+        return finite(values)
 
     def write_json(self, path: Path) -> None:
         """Write `json`, whole or not at all."""
-        text = json.dumps(self.json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_bytes(path, (text + "\n").encode())
+        write_json(path, self.json())
 
     def add_to(self, page: Report) -> None:
         """Put tables and provenance on a page."""
@@ -162,10 +160,3 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError, MissingExtraError
-from sfumato.files import write_bytes
+from sfumato.files import write_json
 from sfumato.noise import geometric
 from sfumato.protocols import Denoise, Solver
 from sfumato.randomness import Noise
@@ -116,7 +115,7 @@ def step_errors(denoise: Denoise, grid: Tensor, x: Tensor, tick: Callable[[int],
 def write_truncation(out: Path, title: str, made: Sequence[Truncation]) -> dict[str, Path]:
     """Write truncation.json and truncation.html; return their paths."""
     paths = {"JSON": out / "truncation.json", "page": out / "truncation.html"}
-    write_bytes(paths["JSON"], json.dumps([asdict(one) for one in made], indent=1).encode())
+    write_json(paths["JSON"], [asdict(one) for one in made])
     page = Report(title, "", kind="Sfumato · truncation error")
     page.section(
         "Where the error is made",

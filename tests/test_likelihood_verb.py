@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bar_helpers import keep_bars
 from flow_helpers import F64
 from likelihood_helpers import Known
 from recipe_helpers import array_file, open_run, pixels, small
@@ -119,6 +120,19 @@ def test_one_image_has_a_number_and_no_interval(run: Path, capsys: Capture) -> N
     assert flow.split() == ["flow", f"{found['flow']['bits']:.4f}", "(1", "image)"]
     assert "nan" not in printed
     assert ">nan<" not in (run / "likelihood" / "likelihood.html").read_text()
+
+
+def test_the_bar_ends_at_its_total(
+    originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = keep_bars(monkeypatch, "tqdm.tqdm")
+    other = tmp_path / "other.npy"
+    np.save(other, pixels(seed=5))
+    words = ["likelihood", str(originals["iddpm-tiny"]), "-n", "4", "--flow", "1", "--draws", "2"]
+    where = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    assert main([*words, "--threads", "1", "--data", str(other), *where]) == 0
+    (bar,) = bars  # 4 bounds and a density, then 4 bounds of training images
+    assert (bar.n, bar.total) == (9, 9)
 
 
 def test_drawn_levels_agree_with_all_of_them(run: Path) -> None:

@@ -134,13 +134,12 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     if not options.gap:
         sets = sets[:1]
     found: list[Measured] = []
-    total = sum(map(measurer.total, sets))
+    # The gap is one of bounds: only the first set has its flow.
+    total = sum(measurer.total(images, flow=not number) for number, images in enumerate(sets))
     with tqdm(total=total, unit="image", disable=not processes.first) as bar:
         for number, images in enumerate(sets):
             bar.set_description(images.name)
-            if number:  # the gap is one of bounds
-                measurer.asked = replace(asked, flow=0)
-            found.append(measurer.measure(images, bar.update))
+            found.append(measurer.measure(images, bar.update, flow=not number))
     if not processes.first:
         return 0
     print("\n".join(in_lines(found)))

@@ -117,15 +117,20 @@ class Measurer:
         )
         return self.decoder_var
 
-    def total(self, images: ImageSet) -> int:
-        """How many images are measured, the flow's counted again."""
+    def total(self, images: ImageSet, *, flow: bool = True) -> int:
+        """How many images are measured, those of the flow counted again if it is."""
         n = min(self.asked.n, len(images))
-        return n + min(self.asked.flow, n)
+        return n + (min(self.asked.flow, n) if flow else 0)
 
-    def measure(self, images: ImageSet, tick: Callable[[int], object]) -> Measured:
-        """Measure a set, batch by batch; what is in the cache is not done again."""
+    def measure(
+        self, images: ImageSet, tick: Callable[[int], object], *, flow: bool = True
+    ) -> Measured:
+        """Measure a set, batch by batch; what is in the cache is not done again.
+
+        `tick` is told of images done, `total` in all.
+        """
         n = min(self.asked.n, len(images))
-        bounds, flows = _runs(n), _runs(min(self.asked.flow, n))
+        bounds, flows = _runs(n), _runs(self.total(images, flow=flow) - n)
         if self.processes.count > 1:
             pieces = [(self._batch, run) for run in bounds] + [(self._flow, run) for run in flows]
             for number in filter(self.processes.mine, range(len(pieces))):
@@ -136,14 +141,14 @@ class Measurer:
         for first, stop in bounds:
             parts.append(self._batch(images, first, stop))
             tick(stop - first)
-        flow: list[Tensor] = []
+        densities: list[Tensor] = []
         calls: list[float] = []
         for first, stop in flows:
             bits, spent = self._flow(images, first, stop)
-            flow.append(bits)
+            densities.append(bits)
             calls.append(spent)
             tick(stop - first)
-        joined = torch.cat(flow) if flow else torch.zeros(0, dtype=F64)
+        joined = torch.cat(densities) if densities else torch.zeros(0, dtype=F64)
         names = images.names[:n] if isinstance(images, Stored) else ()
         return Measured(images.name, _joined(parts), joined, float(np.mean(calls or [0.0])), names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import pytest
@@ -29,3 +30,9 @@ def keep_bars(monkeypatch: pytest.MonkeyPatch, place: str) -> list[Kept]:
 def ends(bars: list[Kept]) -> dict[str, tuple[int, int]]:
     """Where each bar stopped, and its total, by its title."""
     return {bar.desc.removesuffix(": "): (bar.n, bar.total) for bar in bars}
+
+
+def last_bar(text: str, title: str) -> tuple[int, int]:
+    """Where the bar of this title was seen last in what a command wrote, and its total."""
+    found = re.findall(rf"{re.escape(title)}: +\d+%\|.*?\| (\d+)/(\d+) ", text)
+    return int(found[-1][0]), int(found[-1][1])

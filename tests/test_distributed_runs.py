@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from bar_helpers import last_bar
 from distributed_helpers import run as run_command
 from distributed_helpers import together, torchrun
 from recipe_helpers import QUIET, array_file, log_of, options_for, small
@@ -192,6 +193,8 @@ def test_verbs_under_torchrun(tmp_path: Path) -> None:
     sample = ["sample", str(run), "-n", "9", "--batch", "2", "--seed", "3"]
     drawn = run_command(torchrun(["-m", "sfumato", *sample, "--out", str(tmp_path / "two")]))
     assert drawn.returncode == 0, drawn.stderr
+    # The batches from 0, 4 and 8 are the first process's.
+    assert last_bar(drawn.stderr, "process 0 of 2") == (5, 5)
     assert main([*sample, "--out", str(tmp_path / "one")]) == 0
     same = filecmp.dircmp(tmp_path / "one", tmp_path / "two")
     assert not same.left_only + same.right_only
@@ -202,6 +205,7 @@ def test_verbs_under_torchrun(tmp_path: Path) -> None:
     told = run_command(torchrun(["-m", "sfumato", *measure, "--out", str(tmp_path / "a"), *cache]))
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("JSON:") == 1
+    assert last_bar(told.stderr, "training images") == (15, 15)
     assert main([*measure, "--out", str(tmp_path / "b")]) == 0
     found = [json.loads((tmp_path / n / "likelihood.json").read_text()) for n in "ab"]
     assert found[0] == found[1]

@@ -15,6 +15,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from bar_helpers import last_bar
 from evaluation_helpers import pair, pooled_features, rows_of, trained
 from recipe_helpers import pixels
 from sfumato.cli import main
@@ -267,6 +268,12 @@ def test_launched_by_torchrun_the_numbers_are_the_same(
             check=False,
         )
         assert finished.returncode == 0, finished.stderr
+        # Of pieces of 64 images, the last of 44, the first of two processes draws three.
+        title, share = {
+            "one": ("drawing samples", 300),
+            "two": ("drawing samples, process 0 of 2", 172),
+        }[name]
+        assert last_bar(finished.stderr, title) == (share, share)
         (file,) = out.glob("*.json")
         results.append({r["metric"]: r["value"] for r in json.loads(file.read_text())["rows"]})
         assert finished.stdout.count("JSON:") == 1

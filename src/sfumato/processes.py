@@ -60,6 +60,11 @@ class Processes:
         """Whether this process prints and writes results."""
         return self.rank == 0
 
+    @property
+    def named(self) -> str:
+        """This process among several, for the title of what is its share alone; "" where alone."""
+        return f"process {self.rank} of {self.count}" if self.count > 1 else ""
+
     def mine(self, number: int) -> bool:
         """Whether piece `number` of the work is this process's."""
         return number % self.count == self.rank

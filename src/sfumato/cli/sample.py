@@ -74,7 +74,7 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
     from sfumato.processes import own_device
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.loading import load
-    from sfumato.recipes.samples import SampleWriter, refuse_used, shared
+    from sfumato.recipes.samples import SampleWriter, own_share, refuse_used, shared
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.report.grid import image_grid, save_png
 
@@ -122,8 +122,10 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
         batches = -(-options.n // sampler.batch)
         say(f"{processes.count} processes share {batches} batches of {sampler.batch}")
     writer = SampleWriter(folder, model, sampler, options.seed, label, processes)
-    total = -(-options.n // processes.count)
-    with tqdm(total=total, unit="image", disable=not processes.first) as bar:
+    total = own_share(options.n, sampler.batch, processes)
+    with tqdm(
+        total=total, unit="image", desc=processes.named or None, disable=not processes.first
+    ) as bar:
         for place, images in drawn:
             writer.add(images, place)
             bar.update(len(images))

@@ -134,9 +134,14 @@ class Measurer:
         if self.processes.count > 1:
             pieces = [(self._batch, run) for run in bounds] + [(self._flow, run) for run in flows]
             for number in filter(self.processes.mine, range(len(pieces))):
-                work, run = pieces[number]
-                work(images, *run)
+                work, (first, stop) = pieces[number]
+                work(images, first, stop)
+                tick(stop - first)
             self.processes.wait()
+            # Others have done theirs meanwhile.
+            theirs = [run for i, (_, run) in enumerate(pieces) if not self.processes.mine(i)]
+            tick(sum(stop - first for first, stop in theirs))
+            tick = _told
         parts: list[Bound] = []
         for first, stop in bounds:
             parts.append(self._batch(images, first, stop))
@@ -234,6 +239,11 @@ class Measurer:
             "variance": self.asked.variance or "",
             "tanh": self.asked.tanh,
         }
+
+
+def _told(done: int) -> None:
+    """Say nothing of what was told before."""
+    del done
 
 
 def _runs(n: int) -> list[tuple[int, int]]:

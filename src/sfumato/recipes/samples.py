@@ -121,9 +121,18 @@ def shared(
     size = sampler.batch
     if processes.count == 1:
         return zip(itertools.count(0, size), everything, strict=False)
-    mine = (p for p in range(0, len(seeds), size) if processes.mine(p // size))
     return (
         (place, images)
-        for place in mine
+        for place in _places(len(seeds), size, processes)
         for images in model.samples(seeds[place : place + size], label=label, sampler=sampler)
     )
+
+
+def own_share(n: int, size: int, processes: Processes) -> int:
+    """Return how many of n images `shared` leaves to this process, in batches of `size`."""
+    return sum(min(size, n - place) for place in _places(n, size, processes))
+
+
+def _places(n: int, size: int, processes: Processes) -> list[int]:
+    """Where the batches of this process begin."""
+    return [place for place in range(0, n, size) if processes.mine(place // size)]

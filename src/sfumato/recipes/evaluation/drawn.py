@@ -92,6 +92,10 @@ class Drawn:
         """How many pieces the images are drawn in."""
         return -(-self.n // self._size)
 
+    def size(self, piece: int) -> int:
+        """How many images a piece has."""
+        return len(self._seeds(piece))
+
     def chunk(self, number: int) -> NDArray[Any]:
         """Raw images, drawn now or before."""
         return from_model(self.before_rounding(number), self.format)

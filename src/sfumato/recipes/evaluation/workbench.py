@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -118,10 +117,11 @@ class Workbench:
         """Draw a model's images with a progress bar, all processes together."""
         if not isinstance(samples, Drawn):
             return
-        share = len(samples) / self.processes.count
-        with self._bar(math.ceil(share), f"drawing {samples.name}") as bar:
+        mine = list(filter(self.processes.mine, range(samples.pieces)))
+        title = ", ".join(filter(None, (f"drawing {samples.name}", self.processes.named)))
+        with self._bar(sum(map(samples.size, mine)), title) as bar:
             samples.tick = bar.update
-            for number in filter(self.processes.mine, range(samples.pieces)):
+            for number in mine:
                 done = samples.has(number)
                 drawn = samples.piece(number)
                 if done:

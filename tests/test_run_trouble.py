@@ -111,6 +111,25 @@ def test_a_full_disk_warns_and_training_goes_on(
     assert_same_run(tmp_path, whole)
 
 
+def test_a_full_disk_tells_whether_anything_was_saved(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, said = FullDisk(monkeypatch), list[str]()
+    run = with_voice(tmp_path, data, said)
+
+    def all_steps() -> None:
+        for record in run.steps():
+            disk.full = record.step != 6  # of the saves after steps 3, 6 and 8
+
+    with pytest.raises(CheckpointError, match="earlier checkpoints are unharmed"):
+        all_steps()
+    (told,) = [line for line in said if "No space left" in line]
+    assert "00000003" in told
+    assert "nothing of this run has been saved so far" in told
+    assert "unharmed" not in told
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000006"]
+
+
 @pytest.mark.parametrize("every", [3, 8])
 def test_a_full_disk_at_the_end_is_an_error_and_the_last_checkpoint_stays(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, every: int

@@ -36,7 +36,7 @@ from sfumato.training.parts import fill_from_parts, read_parts, write_parts
 from sfumato.training.sharded import start_moments
 from sfumato.training.state import TrainState
 from sfumato.training.statistics import LevelStatistics
-from sfumato.training.storage import FolderWriter, read_tensors, to_bytes
+from sfumato.training.storage import FolderWriter, read_tensors, to_bytes, unsaved
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.toml"
@@ -110,10 +110,7 @@ def save_checkpoint(
             folder.discard()
         if not isinstance(error, OSError):
             raise
-        raise CheckpointError(
-            f"could not save {target}: {error.strerror or error}; earlier checkpoints are "
-            f"unharmed. Free some space or choose another folder, and go on with --resume"
-        ) from error
+        raise unsaved(target, error) from error
     return target
 
 

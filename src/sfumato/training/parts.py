@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.processes import Processes, is_loss
-from sfumato.training.storage import FolderWriter, describe_file, verify_file
+from sfumato.training.storage import FolderWriter, describe_file, unsaved, verify_file
 
 
 def write_parts(
@@ -37,7 +37,7 @@ def write_parts(
         try:
             folder.append(FolderWriter(target))
         except OSError as error:
-            raise _unsaved(target, error) from error
+            raise unsaved(target, error) from error
         return str(folder[0].path)
 
     def finish() -> None:
@@ -47,7 +47,7 @@ def write_parts(
             folder[0].write("checkpoint.toml", content)
             folder[0].commit()
         except OSError as error:
-            raise _unsaved(target, error) from error
+            raise unsaved(target, error) from error
 
     place = Path(processes.from_first(start))
     try:
@@ -60,7 +60,7 @@ def write_parts(
             first = next(iter(error.failures.values()))[0]
             if is_loss(first):
                 raise first from error
-            raise _unsaved(target, first) from error
+            raise unsaved(target, first) from error
         # Each process reads again what it wrote, while that is in memory.
         mine = place.glob(f"shard-{processes.rank + 1:05d}-*.safetensors")
         described = processes.all({path.stem: describe_file(path) for path in mine})
@@ -114,11 +114,3 @@ def fill_from_parts(path: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{path} cannot be read into this network: {told}; build the network from the "
             "checkpoint's own description, or use an earlier checkpoint"
         ) from error
-
-
-def _unsaved(target: Path, error: BaseException) -> CheckpointError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return CheckpointError(
-        f"could not save {target}: {reason}; earlier checkpoints are unharmed. Free some space or "
-        "choose another folder, and go on with --resume"
-    )

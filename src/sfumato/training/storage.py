@@ -58,6 +58,18 @@ class FolderWriter:
         put_back(self.target.parent)
 
 
+def unsaved(target: Path, error: BaseException) -> CheckpointError:
+    """Return the error that says why a checkpoint could not be saved, and what there is instead."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    told = "nothing of this run has been saved so far. Free some space or choose another folder"
+    if any(path.name.isdigit() for path in target.parent.glob("[0-9]*")):
+        told = (
+            "earlier checkpoints are unharmed. Free some space or choose another folder, and go on "
+            "with --resume"
+        )
+    return CheckpointError(f"could not save {target}: {reason}; {told}")
+
+
 def put_back(parent: Path) -> None:
     """Restore folders whose replacement was cut short; remove them where it was finished."""
     for old in parent.glob(f"{_REPLACED}*"):

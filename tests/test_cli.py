@@ -21,6 +21,7 @@ from PIL import Image
 import sfumato
 from recipe_helpers import QUIET, array_file, in_memory, open_run, pixels, small
 from sfumato.cli import VERBS, main
+from sfumato.files import usable
 from sfumato.recipes.run import Run
 from sfumato.recipes.run_config import DataConfig, RunConfig
 from sfumato.training.history import checkpoints
@@ -267,11 +268,33 @@ def test_a_folder_that_cannot_be_written_is_refused(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("not a folder")
-    options = ["--data", data, "--layout", "NHWC", "--precision", "float32"]
-    message = refused(capsys, 1, "train", "edm-tiny", *options, "--out", file / "run")
-    assert str(file) in message
-    message = refused(capsys, 1, "sample", run, "-n", 1, "--out", file)
-    assert str(file) in message
+    options = ["--data", data, "--layout", "NHWC"]
+    for out in (file, file / "run"):
+        for verb in (["train", "edm-tiny", *options], ["sample", run, "-n", 1]):
+            assert call(*verb, "--out", out) == 2
+            captured = capsys.readouterr()
+            assert captured.err == f"sfumato {verb[0]}: {file} is a file; --out wants a folder\n"
+            # Nothing was opened, measured or drawn before.
+            assert captured.out in ("", "recipe edm-tiny\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="root may write anywhere else")
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
+    capsys: Capture, data: Path, run: Path
+) -> None:
+    train = ["train", "edm-tiny", "--data", data, "--layout", "NHWC"]
+    for verb in (train, ["sample", run, "-n", 1], ["invert", run, data]):
+        assert call(*verb, "--out", "/proc/x") == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"sfumato {verb[0]}: /proc/x cannot be written: ")
+        assert captured.err.count("\n") == 1
+        assert captured.out in ("", "recipe edm-tiny\n")
+
+
+def test_asking_whether_a_folder_is_usable_leaves_nothing_there(tmp_path: Path) -> None:
+    assert usable(tmp_path / "new" / "er") == tmp_path / "new" / "er"
+    assert usable(tmp_path) == tmp_path
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_told_with_the_file_and_what_to_do(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any, cast
+
+from sfumato.errors import ConfigError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -45,3 +48,21 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in cast("list[Any]", content)]
     return content
+
+
+def usable(folder: Path) -> Path:
+    """Return the folder if files can be written to it, once it is made; ConfigError otherwise.
+
+    Nothing is left behind: work that takes long asks before, and makes the folder after it.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ConfigError(f"{place} is a file; --out wants a folder")
+    try:
+        # A permission alone tells nothing of a read-only disk, nor to root.
+        with tempfile.TemporaryFile(dir=place):
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another --out"
+        ) from error

@@ -73,13 +73,14 @@ def run(arguments: Sequence[str]) -> int:
     if not options.data:
         raise ConfigError("say what to train on: --data FOLDER, or --data fashion-mnist:train")
     from sfumato.cli.train import findable, train
+    from sfumato.files import usable
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation import ablated
     from sfumato.recipes.evaluation.settings import Settings
     from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
 
     ablation = _ablation(options)
-    out = options.out or Path(f"runs/ablate-{options.which}")
+    out = usable(options.out or Path(f"runs/ablate-{options.which}"))
     settings = Settings(("fd",), n=options.n, features=options.features)
     data = DataConfig(
         findable(options.data), findable(options.test), options.size, layout=options.layout

@@ -120,6 +120,7 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
     """The truncation error or the consistency sheet, which need the model alone."""
     from tqdm import tqdm
 
+    from sfumato.files import usable
     from sfumato.recipes.evaluation import consistency as sheets
     from sfumato.recipes.evaluation import truncation as errors
     from sfumato.recipes.evaluation.cache import Cache
@@ -129,7 +130,7 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
     run = model.run
     sampler = options.sampler.over(model.recipe.sampler)
     cache = Cache(options.cache or run / "evaluation" / "cache")
-    out = options.out or run / "comparison"
+    out = usable(options.out or run / "comparison")
     if options.truncation:
         sampler = replace(sampler, steps=options.steps)
         with tqdm(total=(options.steps - 1) * len(options.rhos), unit="step") as bar:
@@ -151,6 +152,7 @@ def _without_real_images(options: CompareOptions, device: str) -> int:
 
 
 def _compare(options: CompareOptions, device: str) -> int:
+    from sfumato.files import usable
     from sfumato.recipes.evaluation import compare as work
     from sfumato.recipes.evaluation.comparison import table_of, write_comparison
     from sfumato.recipes.evaluation.settings import Settings
@@ -163,7 +165,7 @@ def _compare(options: CompareOptions, device: str) -> int:
     task = of_run(
         options.run,
         settings,
-        Places(options.out, options.cache),
+        Places(options.out and usable(options.out), options.cache),
         test=options.data,
         sampler=options.sampler.over,
         device=device,
@@ -172,6 +174,7 @@ def _compare(options: CompareOptions, device: str) -> int:
     reference = task.real_images()
     assert isinstance(drawn, work.Drawn)
     assert task.run is not None
+    out = usable(options.out or task.run / "comparison")
     chosen, left_out = _trials(options, drawn.model, drawn.sampler)
     misses: dict[work.Trial, float] = {}
     if options.screen:
@@ -211,7 +214,6 @@ def _compare(options: CompareOptions, device: str) -> int:
         for trial, error in misses.items()
         if (trial.name, trial.nfe) not in seen
     ]
-    out = options.out or task.run / "comparison"
     title = f"{task.run.name}: samplers compared"
     paths = write_comparison(out, title, facts, [*measured, *screened], done, left_out)
     print()

@@ -88,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.out is not None and options.out.suffix.lower() in _PICTURES:
         raise ConfigError(f"{options.out} is named like images: call it NAME{_SUFFIX}")
     from sfumato.codec.stack import constriction
+    from sfumato.files import usable
     from sfumato.recipes.compression import Effort, check_quality
     from sfumato.recipes.environment import set_threads
     from sfumato.recipes.loading import load
@@ -98,6 +99,8 @@ def run(arguments: Sequence[str]) -> int:
     out = options.out or Path(Path((*options.images, "images")[0]).stem + _SUFFIX)
     if options.images and out.exists() and not options.force:
         raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
+    if options.images:
+        usable(out.parent)
     set_threads(options.threads)
     if options.search is not None and options.quality is None:
         print("note: --search is of --quality, and of up to eight images without loss")

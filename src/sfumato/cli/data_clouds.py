@@ -59,9 +59,11 @@ def run(arguments: Sequence[str]) -> int:
 
     from sfumato.data.clouds import Clouds
     from sfumato.data.sources import open_images
+    from sfumato.files import usable
     from sfumato.recipes.cloud_pairs import INPUT, MASK, SHEET, TARGET, PairWriter
 
     clouds = Clouds(options.cover, options.shadow, options.softness, options.beta, options.reach)
+    usable(options.out)
     images = open_images(
         options.images,
         size=options.size,

@@ -67,6 +67,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from sfumato.data.shards.opening import open_shards
     from sfumato.data.shards.pack import Packing, ShardWriter
+    from sfumato.files import usable
     from sfumato.recipes.run_config import DataConfig
     from sfumato.recipes.run_data import open_data
 
@@ -88,6 +89,7 @@ def run(arguments: Sequence[str]) -> int:
         classes=options.classes,
         condition=options.condition,
     )
+    usable(options.out)
     images = open_data(config, options.images)
     writer = ShardWriter(images, options.out, packing, force=options.force)
     print(f"packing {images.describe()}")

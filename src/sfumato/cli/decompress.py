@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     from sfumato.codec import Container
     from sfumato.codec.stack import constriction
+    from sfumato.files import usable
     from sfumato.recipes.compression import check_out, load_profile
     from sfumato.recipes.loading import load
 
@@ -50,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     taken = any(out.iterdir()) if out.is_dir() else out.exists()
     if taken and not options.force:
         raise ConfigError(f"{out} exists already: --force replaces it, or give another -o")
+    usable(out.parent)
     container = Container.from_bytes(options.file.read_bytes(), beginning=options.preview)
     if not options.preview:
         check_out(out, container.header.count)

@@ -101,12 +101,15 @@ def run(arguments: Sequence[str]) -> int:
     drawing = len(paths) == 1 and _is_run(paths[0])
     if not drawing:
         _check_stored(options, arguments)
+    from sfumato.files import usable
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.evaluation.job import carry_out
     from sfumato.recipes.evaluation.task import Places, of_run, of_sets
 
     set_threads(options.threads)
-    places = Places(options.out, options.cache, options.stats, options.save_stats)
+    places = Places(
+        options.out and usable(options.out), options.cache, options.stats, options.save_stats
+    )
     device = pick_device(options.device)
     asked = _given(arguments, "--metrics")
     if drawing:

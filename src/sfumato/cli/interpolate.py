@@ -63,6 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     if note:
         print(note)
     print(f"by {flow.sampler.solver}, {len(flow.down) - 1} steps")
+    folder = options.common.folder(flow, "interpolations")
     columns = options.steps_between + 2
     if options.level:
         images, about = _mixed(options, flow, columns)
@@ -70,7 +71,6 @@ def run(arguments: Sequence[str]) -> int:
         images, about = _arcs(options, flow, columns)
     from sfumato.recipes.latent_files import write_strip
 
-    folder = options.common.folder(flow, "interpolations")
     about = {"ends": list(options.ends), "columns": columns, **about}
     for what, path in write_strip(folder, flow, images, columns, about).items():
         print(f"{what}: {path}")

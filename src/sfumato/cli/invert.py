@@ -110,6 +110,7 @@ def _table(options: InvertOptions, flow: Flow, inputs: Inputs) -> int:
         print(f"left out: more steps than the {len(ladder)} levels of this model's ladder")
     if not possible:
         raise ConfigError("a table needs --table-steps with at least one number of steps")
+    path = options.common.folder(flow, "round-trip") / "round-trip.json"
     how = _how(options, None)
     sampler = flow.sampler.solver
     print(f"round trip of {len(inputs.names)} images by {sampler}, {how}, per dimension:")
@@ -118,7 +119,6 @@ def _table(options: InvertOptions, flow: Flow, inputs: Inputs) -> int:
     for row in table(flow, inputs.x, possible, exactly=options.fixed_point):
         print(f"{row.steps:>6}  {row.mse:>11.3g}  {row.rmse:>12.3g}  {row.image_mse:>18.3g}")
         rows.append(row)
-    path = options.common.folder(flow, "round-trip") / "round-trip.json"
     write_table(path, flow, inputs.names, rows, how)
     print(f"table: {path}")
     return 0

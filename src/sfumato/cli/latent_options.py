@@ -42,6 +42,7 @@ class LatentOptions:
 
     def folder(self, flow: Flow, name: str) -> Path:
         """Return the folder of the results: the new one asked for, or a free one below the run."""
+        from sfumato.files import usable
         from sfumato.recipes.samples import refuse_used
 
         if self.out:
@@ -49,7 +50,7 @@ class LatentOptions:
             return self.out
         checkpoint = flow.model.path
         assert checkpoint is not None
-        return free_folder(flow.model.run / name / checkpoint.name)
+        return usable(free_folder(flow.model.run / name / checkpoint.name))
 
 
 def open_flow(

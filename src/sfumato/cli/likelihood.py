@@ -82,6 +82,7 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     """Measure in this process, or its share; the first one speaks and writes."""
     from tqdm import tqdm
 
+    from sfumato.files import usable
     from sfumato.processes import own_device
     from sfumato.recipes import likelihood as work
     from sfumato.recipes.environment import pick_device, set_threads
@@ -103,7 +104,7 @@ def _measure(options: LikelihoodOptions, processes: Processes) -> int:
     model = load(options.run, device=device)
     for note in model.notes:
         say(f"note: {note}")
-    out = options.out or model.run / "likelihood"
+    out = processes.from_first(lambda: usable(options.out or model.run / "likelihood"))
     processes.check_same(
         model.fingerprint, "weights", "a run must not train on while it is measured"
     )

@@ -102,6 +102,7 @@ def run(arguments: Sequence[str]) -> int:
         "Restore damaged images: fill in what is missing, enlarge, deblur, denoise, colour. With "
         "any model of such images, or with one trained on pairs.",
     )
+    from sfumato.files import usable
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.loading import load
     from sfumato.recipes.restoring import Drawing, How, Task, usual_sampler
@@ -136,6 +137,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{out} is a file: end its name in {', '.join(FILES)}, or name a folder")
     if not single and out.exists() and any(out.iterdir()) and not options.force:
         raise ConfigError(f"{out} holds files already: --force replaces them, or give another -o")
+    usable(out.parent if single else out)
     whole = (lambda _: out) if single else None
     names = [whole or names_in(out, path, options.images, model) for path in images]
     check_tiffs([name("") for name in names])

@@ -168,6 +168,7 @@ def _tune(options: TuneOptions, model: Model, sampler: SamplerConfig, search: Se
 
 def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, device: str) -> int:
     """Search churn for each number of calls, and keep what wins."""
+    from sfumato.files import usable
     from sfumato.recipes.evaluation import churn
     from sfumato.recipes.evaluation.cache import Cache
     from sfumato.recipes.evaluation.settings import Settings
@@ -176,6 +177,7 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
     from sfumato.recipes.samplers import with_evaluations
     from sfumato.recipes.tuned import Tuned, load_tuned, save_tuned
 
+    out = usable(options.out or model.run / "tuning")
     for nfe in options.nfe:
         with_evaluations(with_solver(sampler, "heun"), nfe)
     settings = Settings(
@@ -186,7 +188,6 @@ def _search_churn(options: TuneOptions, model: Model, sampler: SamplerConfig, de
     )
     reference = task.real_images()
     cache = Cache(options.cache or model.run / "evaluation" / "cache")
-    out = options.out or model.run / "tuning"
     for nfe in dict.fromkeys(options.nfe):
         verdict = churn.search(
             model, sampler, nfe, options.trials, reference, settings, cache,

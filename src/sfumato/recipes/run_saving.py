@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.files import usable
 from sfumato.processes import Processes
 from sfumato.recipes.run_config import Bookkeeping, RunConfig
 from sfumato.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -32,12 +33,13 @@ class Begun:
 
 
 def refuse_taken(folder: Path) -> None:
-    """Raise ConfigError where a folder already holds a run."""
+    """Raise ConfigError where a folder already holds a run, or cannot be written."""
     if (folder / CONFIG).exists() or checkpoints(folder):
         raise ConfigError(
             f"{folder} already holds a run: choose another --out, "
             f"or continue it with --resume {folder}"
         )
+    usable(folder)
 
 
 def read_begun(folder: Path, say: Say, processes: Processes, *, parts: bool = False) -> Begun:

@@ -14,7 +14,7 @@ import tomli_w
 from sfumato.data.pixels import to_model
 from sfumato.data.save import save_images
 from sfumato.errors import ConfigError
-from sfumato.files import write_text
+from sfumato.files import usable, write_text
 from sfumato.processes import Processes
 from sfumato.recipes.environment import describe
 from sfumato.recipes.model import Model, RawImages
@@ -25,9 +25,10 @@ _SHOWN = 256
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise ConfigError where a folder already holds files, which new images would mix with."""
+    """Raise ConfigError where a folder holds files, which new ones would mix with, or is none."""
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} already holds files: choose another --out, or empty it first")
+    usable(folder)
 
 
 class SampleWriter:

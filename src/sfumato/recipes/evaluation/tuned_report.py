@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import ConfigError
+from sfumato.files import usable
 from sfumato.processes import Processes
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.compare import (
@@ -60,7 +61,7 @@ class Judge:
         Raises ConfigError or DataError for images or features that cannot be had.
         """
         self.model, self.judging, self.device = model, judging, device
-        self.out = out or model.run / "tuning"
+        self.out = usable(out or model.run / "tuning")
         self.cache = Cache(cache or model.run / "evaluation" / "cache")
         self.settings = Settings(
             ("fd",), n=max(judging.n, 2), features=judging.features, repeats=judging.repeats

@@ -360,7 +360,10 @@ def test_train_writes_a_run_and_sample_draws_from_it(
     capsys.readouterr()
     assert call("train", "--resume", out) == 0
     assert "is finished" in capsys.readouterr().out
-    assert "is finished" in refused(capsys, 2, "train", "--resume", out, "--images", 4)
+    told = "has already seen 8 images, more than --images 4: to train on, give a larger one"
+    assert told in refused(capsys, 2, "train", "--resume", out, "--images", 4)
+    # The last batch went beyond 5 images, which is where a run of so many ends.
+    assert "is finished (8 images)" in refused(capsys, 2, "train", "--resume", out, "--images", 5)
     assert call("train", "--resume", out, "--images", 16) == 0
     assert checkpoints(out)[-1].name == "00000004"
 

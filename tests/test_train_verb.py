@@ -73,6 +73,20 @@ def test_a_finished_run_without_its_report_gets_it(
     assert main(["train", "--resume", str(folder)]) == 0  # nothing is left to do
 
 
+def test_a_stopped_run_asked_for_less_gets_no_report(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Run, "write_report", fake_report)
+    steps = open_run(tmp_path, data, small(steps=100), report=True).steps()
+    next(steps), next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    before = (tmp_path / "config.toml").read_text()
+    assert main(["train", "--resume", str(tmp_path), "--images", "4"]) == 2
+    assert "has already seen 8 images, more than --images 4" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "config.toml").read_text() == before
+
+
 def test_a_run_finished_by_the_clock_takes_no_more_steps(tmp_path: Path, data: Path) -> None:
     timed = {"minutes": 1e-6, "report": True}
     assert len(list(open_run(tmp_path, data, small(steps=100), **timed).steps())) == 1

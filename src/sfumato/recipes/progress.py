@@ -62,8 +62,17 @@ class Progress:
         """Share of the time that training waited for data, 0 to 1."""
         return self.waited / self.seconds if self.seconds else 0.0
 
-    def end(self) -> str:
+    def past(self, batch: int) -> bool:
+        """Whether more images were seen than a run of so many in all, in such batches, sees."""
+        return self.images >= self.total_images + batch
+
+    def end(self, batch: int) -> str:
         """What to say of a run with nothing left to train: why, and what trains it on."""
+        if self.past(batch):
+            return (
+                f"has already seen {self.images:,} images, more than --images "
+                f"{self.total_images:,}: to train on, give a larger one"
+            )
         if self.images >= self.total_images:
             return f"is finished ({self.images:,} images): to train on, give a larger --images"
         return (

@@ -284,8 +284,10 @@ class Run:
         self.position = checkpoint.position
         self.progress.go_on(checkpoint.images, checkpoint.describe)
         lacks_report = self.config.run.report and not (self.folder / REPORT).exists()
-        if self.finished and not lacks_report:
-            raise FinishedError(f"{self.folder} {self.progress.end()}")
+        batch = self.recipe.batch
+        # One that was asked for less than it has seen was stopped: its report would be no end.
+        if self.finished and (not lacks_report or self.progress.past(batch)):
+            raise FinishedError(f"{self.folder} {self.progress.end(batch)}")
         self.log.resume(checkpoint.step, checkpoint.describe["window"])
         if not self.finished:
             self.say(f"resuming at step {checkpoint.step:,}, image {checkpoint.images:,}")

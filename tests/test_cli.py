@@ -382,6 +382,17 @@ def test_resume_takes_no_recipe_and_needs_a_run(capsys: Capture, tmp_path: Path,
     assert "is not a run" in refused(capsys, 1, "train", "--resume", tmp_path)
 
 
+@pytest.mark.parametrize("given", [["--batch", 64], ["--data=x"], ["--imges", 8]])
+def test_resume_tells_which_options_it_takes(
+    capsys: Capture, run: Path, given: list[object]
+) -> None:
+    message = refused(capsys, 2, "train", "--resume", run, "--images", 8, *given)
+    name = str(given[0]).partition("=")[0]
+    assert f"{name}: with --resume the recipe, the data and the rest are the run's own" in message
+    assert message.rstrip().endswith("--images, --minutes, --threads, --compile, --fsdp")
+    assert "Unrecognized" not in message
+
+
 def test_a_config_that_cannot_be_read_is_named(capsys: Capture, tmp_path: Path, run: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -108,6 +108,7 @@ def findable(path: str) -> str:
 def _resume(arguments: Sequence[str]) -> int:
     if not arguments[0].startswith("-"):
         raise ConfigError("--resume takes the recipe from the run: leave out the recipe's name")
+    _refuse_own(arguments)
     options = parse(ResumeOptions, arguments, "train", "Continue a run where it stopped.")
     config = RunConfig.read(options.resume / "config.toml")
     if options.images is not None:
@@ -128,6 +129,20 @@ def _resume(arguments: Sequence[str]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(error)
         return 0  # A job that is started again until it succeeds has succeeded.
+
+
+def _refuse_own(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for options of a new run: one that goes on has its own recipe and data."""
+    known = [f"--{item.name}" for item in fields(ResumeOptions)]
+    given = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    other = [
+        name for name in given if f"--{name[2:].removeprefix('no-')}" not in (*known, "--help")
+    ]
+    if other:
+        raise ConfigError(
+            f"{', '.join(other)}: with --resume the recipe, the data and the rest are the run's "
+            f"own; what may be given is {', '.join(known[1:])}"
+        )
 
 
 def train(

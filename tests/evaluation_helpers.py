@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from recipe_helpers import array_file, open_run, pixels, small
-from sfumato.recipes.run_config import DataConfig
+from recipe_helpers import QUIET, array_file, open_run, pixels, small
+from sfumato.recipes.run import Run
+from sfumato.recipes.run_config import DataConfig, RunConfig
 
 NHWC = DataConfig(layout="NHWC")
 
@@ -34,6 +35,17 @@ def pooled_features(folder: Path) -> Path:
 def trained(folder: Path) -> Path:
     """A run of four steps on twelve grey images of 8 x 8."""
     made = open_run(folder / "run", array_file(folder), small(steps=4))
+    for _ in made.steps():
+        pass
+    return folder / "run"
+
+
+def trained_on_classes(folder: Path, images: Path) -> Path:
+    """A run of four steps on a folder with a sub-folder for each class."""
+    config = RunConfig(
+        small(steps=4), DataConfig(data=str(images), test=str(images), classes=True), QUIET
+    )
+    made = Run.open(config, folder / "run")
     for _ in made.steps():
         pass
     return folder / "run"

@@ -40,7 +40,7 @@ class EvaluateOptions:
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     """Measuring."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Draw only this class."""
+    """Draw only this class, and compare with real images of this class."""
     sampler: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(
         default_factory=SamplerOptions
     )

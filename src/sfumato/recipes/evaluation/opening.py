@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.data.images import Images
+import numpy as np
+
+from sfumato.data.images import Images, Subset
 from sfumato.errors import CheckpointError, DataError
 from sfumato.recipes.evaluation.sets import ImageSet, Stored
 from sfumato.recipes.model import Model
@@ -28,6 +30,29 @@ class Opened:
         """Add a set, of which `most` images (0: all) are measured."""
         self.images[name] = images
         self.sets[name] = Stored(images, name, most)
+
+
+def of_class(opened: Opened, label: str, most: int) -> Opened:
+    """Return each set's images of one class, under the same name, of which `most` are measured.
+
+    A set that has fewer than two stays whole, and a note says so.
+    """
+    chosen = Opened(notes=list(opened.notes))
+    for name, images in opened.images.items():
+        where = np.zeros(0, np.int64)
+        if images.labels is not None and label in images.classes:
+            where = np.flatnonzero(images.labels == images.classes.index(label))
+        if len(where) >= 2:
+            some = Subset(images, where, f"{images.source}, {label}")
+            chosen.images[name] = some
+            chosen.sets[name] = Stored(some, f"{name} of class {label}", most)
+            continue
+        chosen.images[name], chosen.sets[name] = images, opened.sets[name]
+        chosen.notes.append(
+            f"The {name} have fewer than two labelled {label!r}: the samples of that class are "
+            "compared with all of them, of whatever class."
+        )
+    return chosen
 
 
 def config_of(run: Path) -> RunConfig | None:

@@ -13,7 +13,14 @@ from sfumato.metrics.statistics_file import read_statistics
 from sfumato.processes import own_device
 from sfumato.recipes.evaluation.cache import Cache
 from sfumato.recipes.evaluation.drawn import Drawn
-from sfumato.recipes.evaluation.opening import Opened, config_of, gone, open_set, unlike_training
+from sfumato.recipes.evaluation.opening import (
+    Opened,
+    config_of,
+    gone,
+    of_class,
+    open_set,
+    unlike_training,
+)
 from sfumato.recipes.evaluation.plan import Reference
 from sfumato.recipes.evaluation.sets import ImageSet, Stored
 from sfumato.recipes.evaluation.settings import Settings
@@ -86,7 +93,8 @@ def of_run(
 
     `which` is its folder, or what was loaded from it (then with its own weights, on its device).
     `test` and `training` name data in place of the run's own; `sampler` chooses from the run's
-    sampler and those tuned for a number of calls, `opening` how its images are opened. Raises
+    sampler and those tuned for a number of calls, `opening` how its images are opened. With `label`
+    a class is drawn and compared with the images of that class, where they have labels. Raises
     ConfigError where there is nothing to compare with, or the model needs images to start from.
     """
     device = own_device(device)
@@ -103,6 +111,9 @@ def of_run(
             f"sfumato evaluate RESTORED {quote(f'{pairs}/target')} --metrics fd psnr"
         )
     how = opening(config.data if config else DataConfig(size=model.format.shape[1:]))
+    asked_of = model.classes_for([0], label)
+    if label is not None:
+        how = replace(how, classes=True)
     known = [
         ("test images", test, config.data.test if config else "", "--data"),
         ("training images", training, config.data.data if config else "", "--training"),
@@ -136,14 +147,18 @@ def of_run(
         )
         for repeat in range(settings.repeats)
     ]
-    references = [Reference(name, images) for name, images in opened.sets.items()]
-    if "test images" in opened.sets and learned is not None and len(learned) >= settings.n:
-        real = Stored(learned, "training images, as many as samples", settings.n)
-        references[0] = replace(references[0], real=real)
+    judges = opened
+    if label is not None and asked_of is not None:
+        judges = of_class(opened, model.classes[asked_of[0]], settings.reference_n)
+        if places.statistics is not None:
+            judges.notes.append(
+                f"{places.statistics.name} is compared with as it is, of whatever classes it was "
+                "made: --class chooses only among images."
+            )
     return Task(
         f"{run.name}: {settings.n:,} samples of {model.path.name}",
         samples,
-        [*references, *_stored(places)],
+        [*_judging(opened, judges, settings.n), *_stored(places)],
         opened.sets.get("training images"),
         opened.sets.get("test images"),
         settings,
@@ -153,7 +168,7 @@ def of_run(
         device,
         asked,
         run,
-        opened.notes,
+        judges.notes,
     )
 
 
@@ -199,6 +214,17 @@ def of_sets(
         own_device(device),
         asked,
     )
+
+
+def _judging(opened: Opened, judges: Opened, n: int) -> list[Reference]:
+    """The references, and the training images beside the test images where they are alike."""
+    references = [Reference(images.name, images) for images in judges.sets.values()]
+    learned = judges.images.get("training images")
+    alike = len({judges.images[name] is opened.images[name] for name in judges.images}) == 1
+    if "test images" in judges.sets and learned is not None and alike and len(learned) >= n:
+        real = Stored(learned, "training images, as many as samples", n)
+        references[0] = replace(references[0], real=real)
+    return references
 
 
 def _stored(places: Places) -> list[Reference]:

@@ -263,3 +263,11 @@ def test_ancestral_samples_of_gaussian_data_have_its_covariance():
 def test_churn_refuses_solvers_that_remember(solver: Solver[Any]):
     with pytest.raises(ValueError, match="knows one step only"):
         Churn(solver, 10)
+
+
+@pytest.mark.parametrize("batch", [0, -4])
+def test_a_batch_below_one_is_refused(batch: int) -> None:
+    denoise = edm_preconditioned(lambda x, _: x)
+    drawn = generate(denoise, Euler(), karras(3), (1,), range(3), batch=batch)
+    with pytest.raises(ValueError, match=f"batch must be at least 1, got {batch}"):
+        next(drawn)

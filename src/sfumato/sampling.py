@@ -127,10 +127,12 @@ def generate(
     """Yield finished images [<= batch, *shape], one for each seed, in order.
 
     The network always runs on `batch` images, the last batch being padded, so that image i is the
-    same picture for any number of seeds. Raises ValueError where there are no seeds.
+    same picture for any number of seeds. Raises ValueError for no seeds, or a batch below 1.
     """
     if not seeds:
         raise ValueError("there is nothing to sample: ask for at least one image")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
     grid = torch.as_tensor(sigmas, dtype=F64, device="cpu")
     for first in range(0, len(seeds), batch):
         part = tuple(seeds[first : first + batch])

@@ -29,6 +29,7 @@ from sfumato.noise import (
     geometric,
     karras,
     linear_betas,
+    uniform,
     zero_terminal_snr,
 )
 from sfumato.parameterization import (
@@ -509,3 +510,15 @@ def test_grids_outside_the_cosine_ladder_are_errors():
     levels = NoiseLevels.from_betas(cosine_betas(100))
     with pytest.raises(ValueError, match="not a trained level"):
         levels.range.check(geometric(5, 0.05, 50.0))
+
+
+def test_a_network_that_wraps_its_output_is_refused_with_a_way_out() -> None:
+    class Output:
+        sample = torch.ones(2, 1)
+
+    levels = NoiseLevels.from_betas(linear_betas(1000))
+    x, sigma = torch.ones(2, 1), levels.descending(uniform(1000, 5))[2]
+    with pytest.raises(TypeError, match=r"returned Output, not a tensor: wrap it.*\.sample"):
+        predicts_noise(lambda x, t: Output(), levels)(x, sigma)
+    wrapped = predicts_noise(lambda x, t: Output().sample, levels)(x, sigma)
+    assert torch.allclose(wrapped.mean, 1 - sigma.float())

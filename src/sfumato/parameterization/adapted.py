@@ -191,7 +191,7 @@ class Adapted:
         dtype = _dtype_of(self.network, x.dtype)
         # In bfloat16 the index 999 of a level would be 1000.
         told = to_like(c_noise, x, torch.promote_types(dtype, torch.float32))
-        out = self.network(seen.to(dtype), told, **self.condition).to(x.dtype)
+        out = _tensor(self.network(seen.to(dtype), told, **self.condition)).to(x.dtype)
         if self.head is None:
             return Gaussian(linear + expand(c_out, x) * out, expand(self.variance(sigma), x))
         levels = self._levels
@@ -207,6 +207,17 @@ class Adapted:
         else:  # below 0 it could make the variance of a larger step negative
             var = self.head.variance(variance, sigma, ladder).clamp(min=0)
         return Gaussian(linear + expand(c_out, x) * out, var.to(x.dtype))
+
+
+def _tensor(out: object) -> Tensor:
+    """Return what a network returned; TypeError where it is wrapped, as diffusers' networks do."""
+    if isinstance(out, Tensor):
+        return out
+    name = type(out).__name__
+    raise TypeError(
+        f"the network returned {name}, not a tensor: wrap it, for example "
+        "lambda x, t: network(x, t).sample"
+    )
 
 
 def _alike(a: Adapted, b: Adapted, count: int) -> bool:

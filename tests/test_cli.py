@@ -590,3 +590,36 @@ def test_the_report_is_written_at_the_end(capsys: Capture, tmp_path: Path, data:
     assert "edm-tiny" in page
     # Self-contained: nothing is fetched.
     assert not re.search(r"(src|href)=[\"']https?://", page)
+
+
+@pytest.mark.parametrize(
+    ("verb", "extra"),
+    [
+        ("sample", ["-n", 2]),
+        ("compare", ["-n", 2]),
+        ("evaluate", ["-n", 2]),
+        ("tune", ["-n", 2, "--nfe", 4]),
+        ("likelihood", []),
+        ("interpolate", ["seed:1", "seed:2"]),
+        ("restore", ["none.png"]),
+    ],
+)
+def test_seeds_beyond_what_noise_tells_apart_are_refused(
+    capsys: Capture, tmp_path: Path, run: Path, verb: str, extra: list[object]
+) -> None:
+    for seed, reason in {-1: "must be 0 or more, not -1", 2**64: "must end below 2^63"}.items():
+        message = refused(capsys, 2, verb, run, *extra, "--seed", seed, "--out", tmp_path / "out")
+        assert f"--seed {reason}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_seed_counts_too(capsys: Capture, tmp_path: Path, run: Path) -> None:
+    last = 2**63 - 1
+    few = ["--steps", 1, "--batch", 1]
+    assert call("sample", run, "-n", 1, "--seed", last, *few, "-o", tmp_path / "last") == 0
+    assert f"the last of 2 is {last + 1}" in refused(
+        capsys, 2, "sample", run, "-n", 2, "--seed", last, "-o", tmp_path / "beyond"
+    )
+    assert "seed: must end below" in refused(
+        capsys, 2, "interpolate", run, f"seed:{2**64}", "seed:1", "-o", tmp_path / "beyond"
+    )

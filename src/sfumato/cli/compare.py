@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
-from sfumato.cli.parse import OutPath, parse
+from sfumato.cli.parse import OutPath, check_seeds, parse
 from sfumato.cli.sampler_options import CommonOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.sampler_config import GridName, SamplerConfig, SolverName
@@ -101,8 +101,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--screen must be 0 or more, not {options.screen}")
     if options.n is not None and options.n < 2:
         raise ConfigError(f"-n must be at least 2, not {options.n}")
-    if options.seed < 0:
-        raise ConfigError(f"--seed must be 0 or more, not {options.seed}")
+    check_seeds(options.seed, (options.n or 1000) * options.repeats)
     if options.ddim_table and options.screen:
         raise ConfigError("--ddim-table has samplers that draw noise, which --screen cannot judge")
     if options.ddim_table + options.truncation + options.consistency > 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import OutPath, duration, parse
+from sfumato.cli.parse import OutPath, check_seeds, duration, parse
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.evaluation.settings import METRICS, Settings
@@ -95,6 +95,8 @@ def run(arguments: Sequence[str]) -> int:
         f"Measure the images of a run, or of one set against another. Metrics: {_LISTED}. "
         "Interrupted, the same command goes on where it stopped; torchrun shares the work.",
     )
+    asked_for = options.settings
+    check_seeds(asked_for.seed, asked_for.n * asked_for.repeats)
     paths = options.paths
     if len(paths) not in (1, 2):
         raise ConfigError("give a run, or two sets of images: sfumato evaluate RUN --data TEST")

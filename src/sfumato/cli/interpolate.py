@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sfumato.cli.latent_options import LatentOptions, open_flow
-from sfumato.cli.parse import parse
+from sfumato.cli.parse import check_seeds, parse
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--steps-between must be 0 or more, not {options.steps_between}")
     if options.level and len(options.ends) != 2:
         raise ConfigError("--level mixes two images: give two ends")
+    check_seeds(options.seed)
     inverts = not options.level and any(_seed_of(end) is None for end in options.ends)
     flow, note = open_flow(
         options.run, options.common, any_solver=bool(options.level), fine=inverts
@@ -143,4 +144,5 @@ def _seed_of(end: str) -> int | None:
     number = end[len(_SEED) :]
     if not number.isdecimal():
         raise ConfigError(f"expected seed:NUMBER, as seed:3, or an image file, got {end!r}")
+    check_seeds(int(number), name=_SEED)
     return int(number)

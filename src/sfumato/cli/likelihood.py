@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import OutPath, parse
+from sfumato.cli.parse import OutPath, check_seeds, parse
 from sfumato.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         "Measure how many bits a dimension a model needs for images: the variational bound and the "
         "probability flow. Interrupted, the same command goes on where it stopped.",
     )
+    check_seeds(options.seed)
     from sfumato.processes import joined
 
     with joined() as processes:

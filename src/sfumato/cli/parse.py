@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
+from sfumato.errors import ConfigError
 from sfumato.report.words import duration
 
-__all__ = ["OutPath", "duration", "free_folder", "parse"]
+__all__ = ["OutPath", "check_seeds", "duration", "free_folder", "parse"]
+
+_SEEDS = 2**63
 
 Options = TypeVar("Options")
 
@@ -93,6 +96,15 @@ def _fields(kind: Any) -> Iterator[tuple[str, Any]]:
             yield from _fields(part)
         if not inside:
             yield name, hint
+
+
+def check_seeds(seed: int, count: int = 1, name: str = "--seed") -> None:
+    """Raise ConfigError unless noise tells all of so many seeds, from this one on, apart."""
+    if seed < 0:
+        raise ConfigError(f"{name} must be 0 or more, not {seed}")
+    if seed + count > _SEEDS:
+        last = f" (the last of {count:,} is {seed + count - 1})" if count > 1 else ""
+        raise ConfigError(f"{name} must end below 2^63 = {_SEEDS}, not at {seed}{last}")
 
 
 def free_folder(wanted: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sfumato.cli.parse import OutPath, duration, free_folder, parse
+from sfumato.cli.parse import OutPath, check_seeds, duration, free_folder, parse
 from sfumato.cli.restore_inputs import (
     FILES,
     below,
@@ -119,6 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         options.method, options.n, options.seed, options.rounds, options.times, options.walk,
         options.overlap,
     )  # fmt: skip
+    check_seeds(options.seed, max(options.n, 1))
     images = listed(options.images)
     single = one_file(options.out, len(images), options.n, options.force)
     set_threads(options.threads)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.cli.parse import OutPath, duration, free_folder, parse
+from sfumato.cli.parse import OutPath, check_seeds, duration, free_folder, parse
 from sfumato.cli.sampler_options import SamplerOptions
 from sfumato.errors import ConfigError
 from sfumato.recipes.sampler_config import SamplerConfig
@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(SampleOptions, arguments, "sample", "Draw new images from a trained model.")
     if options.n < 1:
         raise ConfigError(f"-n must be at least 1, not {options.n}: there is nothing to sample")
+    check_seeds(options.seed, options.n)
     from sfumato.processes import joined
 
     with joined() as processes:

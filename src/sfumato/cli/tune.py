@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sfumato.cli.parse import OutPath, duration, parse
+from sfumato.cli.parse import OutPath, check_seeds, duration, parse
 from sfumato.cli.sampler_options import FlowOptions
 from sfumato.errors import ConfigError
 
@@ -87,6 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("--nfe takes one or more numbers of calls, each at least 1")
     if options.n < 0 or options.n == 1 or min(options.screen, options.best) < 0:
         raise ConfigError("-n, --screen and --best must not be negative, and -n not 1")
+    check_seeds(options.seed, max(options.n, 1) * max(options.repeats, 1))
     from sfumato.recipes.environment import pick_device, set_threads
     from sfumato.recipes.loading import load
     from sfumato.recipes.tuned import load_tuned, samplers

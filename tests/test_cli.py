@@ -623,3 +623,23 @@ def test_the_last_seed_counts_too(capsys: Capture, tmp_path: Path, run: Path) ->
     assert "seed: must end below" in refused(
         capsys, 2, "interpolate", run, f"seed:{2**64}", "seed:1", "-o", tmp_path / "beyond"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--size", 32], "sfumato train edm-tiny: --size takes 2 values, got 1"),
+        (["--size=32"], "sfumato train edm-tiny: --size takes 2 values, got 1"),
+        (["--size", "--classes"], "sfumato train edm-tiny: --size takes 2 values, got 0"),
+        (["--value-range", 0, "--classes"], "--value-range takes 2 values, got 1"),
+    ],
+)
+def test_too_few_values_of_an_option_are_told_plainly(
+    capsys: Capture, given: list[object], told: str
+) -> None:
+    assert refused(capsys, 2, "train", "edm-tiny", "--data", "x", *given).rstrip().endswith(told)
+
+
+def test_values_in_their_number_are_not_complained_of(capsys: Capture) -> None:
+    given = ["--size", 32, 32, "--value-range", -1, 1, "--stepz", 2]
+    assert "takes 2" not in refused(capsys, 2, "train", "edm-tiny", "--data", "x", *given)

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -50,7 +50,7 @@ def parse(
         )
     except SystemExit as end:
         if end.code:
-            for hint in _nearest_choices(cls, arguments):
+            for hint in (*_nearest_choices(cls, arguments), *_wrong_counts(cls, arguments)):
                 print(f"sfumato {verb}: {hint}", file=sys.stderr)
         raise
 
@@ -78,6 +78,27 @@ def _nearest_choices(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
         if option.startswith("--") and choices and value not in choices:
             for close in difflib.get_close_matches(value, choices, 1, cutoff=0.5):
                 yield f"unknown {option} {value!r}; did you mean {close!r}?"
+
+
+def _wrong_counts(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """For each option that takes several values and was given another number, how many it takes."""
+    known = dict(_counts(cls))
+    for place, word in enumerate(arguments):
+        option, _, joined = word.partition("=")
+        count = known.get(option.rpartition(".")[2].removeprefix("--").replace("-", "_"))
+        if option.startswith("--") and count:
+            after = arguments[place + 1 : place + 1 + count]
+            values = [joined] if joined else list(takewhile(lambda w: w[:2] != "--", after))
+            if len(values) < count and values != ["None"]:
+                yield f"{option} takes {count} values, got {len(values)}"
+
+
+def _counts(kind: Any) -> Iterator[tuple[str, int]]:
+    """Names of fields that take a fixed number of values, with that."""
+    for name, hint in _fields(kind):
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is tuple and Ellipsis not in get_args(part):
+                yield name, len(get_args(part))
 
 
 def _choices(kind: Any) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import tomllib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from sfumato.cli import main
 from sfumato.data.pixels import pixel_format
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
-from sfumato.recipes import build
+from sfumato.recipes import build, samples
 from sfumato.recipes.config import ProcessConfig, Recipe
 from sfumato.recipes.model import Model
 from sfumato.recipes.run import Run
@@ -140,3 +144,45 @@ def test_the_command_says_how_many_steps_it_walks(
     assert "with ancestral, 50 steps, from" in capsys.readouterr().out
     assert main(["info", str(ladder_run)]) == 0
     assert "ancestral, 50 steps, grid all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("while_writing", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_tells_what_there_is_and_how_the_rest_is_drawn(
+    ladder_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    while_writing: bool,
+) -> None:
+    command = ["sample", str(ladder_run), "--batch", "2", "--solver", "ddim", "--steps", "2"]
+    assert main([*command, "-n", "6", "-o", str(tmp_path / "whole")]) == 0
+    calls, write = itertools.count(), samples.save_images
+
+    def interrupted(*arguments: Any, **options: Any) -> list[Path]:
+        if next(calls) == 1 and while_writing:
+            os.kill(os.getpid(), number)
+        return write(*arguments, **options)
+
+    def drawn(*arguments: Any) -> Iterator[Any]:
+        for place, images in shared(*arguments):
+            if place == 4:
+                os.kill(os.getpid(), number)
+            yield place, images
+
+    shared = samples.shared
+    monkeypatch.setattr(samples, "save_images", interrupted)
+    if not while_writing:
+        monkeypatch.setattr(samples, "shared", drawn)
+    capsys.readouterr()
+    assert main([*command, "-n", "6", "-o", str(tmp_path / "part")]) == 130
+    monkeypatch.undo()
+    told = capsys.readouterr().err
+    assert f"4 of 6 images are in {tmp_path / 'part'}" in told
+    assert "--seed 4 -n 2 and another --out" in told
+    assert tomllib.loads((tmp_path / "part/sample.toml").read_text("utf-8"))["images"] == 4
+    assert main([*command, "--seed", "4", "-n", "2", "-o", str(tmp_path / "rest")]) == 0
+    found = {p.name: p.read_bytes() for f in ("part", "rest") for p in (tmp_path / f).glob("0*")}
+    assert found == {p.name: p.read_bytes() for p in (tmp_path / "whole").glob("0*")}
+    assert len(found) == 6

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,6 +81,7 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
     from sfumato.recipes.samples import SampleWriter, own_share, refuse_used, shared
     from sfumato.recipes.tuned import load_tuned, samplers
     from sfumato.report.grid import image_grid, save_png
+    from sfumato.training.interruption import Interruption
 
     say = print if processes.first else _silent
     if out := options.out:
@@ -124,13 +128,22 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
         say(f"{processes.count} processes share {batches} batches of {sampler.batch}")
     writer = SampleWriter(folder, model, sampler, options.seed, label, processes)
     total = own_share(options.n, sampler.batch, processes)
-    with tqdm(
-        total=total, unit="image", desc=processes.named or None, disable=not processes.first
-    ) as bar:
-        for place, images in drawn:
-            writer.add(images, place)
-            bar.update(len(images))
+    bar = tqdm(total=total, unit="image", desc=processes.named or None, disable=not processes.first)
+    with bar, _sigterm_as_ctrl_c():
+        try:
+            for place, images in drawn:
+                with Interruption() as interruption:  # what is drawn is written, all of it
+                    writer.add(images, place)
+                bar.update(len(images))
+                if interruption.requested:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if processes.count > 1 or not writer.count:
+                raise
     grid = writer.close(time.perf_counter() - start)
+    if processes.count == 1 and writer.count < options.n:
+        _tell_rest(options, writer.count, folder)
+        return 130
     if not processes.first:
         return 0
     print(f"{options.n} images in {duration(time.perf_counter() - start)}; a grid of them: {grid}")
@@ -141,6 +154,30 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
         _progress(options, model, sampler, folder / "progressive.png")
     print(f"images: {folder}")
     return 0
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Generator[None]:
+    """Let SIGTERM end the work as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell_rest(options: SampleOptions, count: int, folder: Path) -> None:
+    """Say what an interruption left, and how the images that are missing are drawn."""
+    print(
+        f"sfumato sample: interrupted: {count} of {options.n} images are in {folder}, with their "
+        f"grid.png and sample.toml; for the others give the same command --seed "
+        f"{options.seed + count} -n {options.n - count} and another --out",
+        file=sys.stderr,
+    )
 
 
 def _silent(text: str) -> None:

@@ -285,5 +285,5 @@ def _nothing_found(container: Container) -> str:
     found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4)) or "nothing"
     return (
         f"{container.where}: expected images ({' '.join(SUFFIXES)}) at any depth, found {found}; "
-        "point --data at the folder or zip that holds the images, or at a .npy, .npz or IDX file"
+        "give the folder or zip that holds the images, or a .npy, .npz or IDX file"
     )

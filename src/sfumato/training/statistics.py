@@ -125,6 +125,6 @@ def measure_sigma_data(batches: Iterable[Tensor]) -> float:
         raise ValueError(
             "sigma_data cannot be measured: "
             + ("there are no images" if not count else "all values of the images are equal")
-            + "; give sigma_data explicitly"
+            + "; state it (--process.sigma-data)"
         )
     return math.sqrt(scatter / count)

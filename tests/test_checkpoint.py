@@ -191,6 +191,9 @@ def test_the_latest_good_one_is_found_and_damaged_ones_are_reported(
 ) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         latest_checkpoint(tmp_path / "no")
+    with pytest.raises(CheckpointError, match="is no training run"):
+        latest_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint was saved yet"):
         latest_checkpoint(tmp_path)
     paths = [save(tmp_path, trained, step) for step in (2, 10, 100)]

@@ -51,7 +51,7 @@ def test_no_such_path(tmp_path):
 
 
 def test_nothing_to_read(tmp_path):
-    refused(tmp_path, "expected images", r"\.png \.jpg", "found nothing", "--data")
+    refused(tmp_path, "expected images", r"\.png \.jpg", "found nothing", "give the folder")
     for i in range(3):
         (tmp_path / f"{i}.gif").write_bytes(b"GIF")
     refused(tmp_path, "found 3 .gif")

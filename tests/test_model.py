@@ -76,7 +76,7 @@ def test_a_truncated_checkpoint_is_passed_over_and_told(run: Path, tmp_path: Pat
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load(tmp_path / "none")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="is no training run"):
         load(tmp_path)
 
 

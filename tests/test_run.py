@@ -231,7 +231,7 @@ def test_resuming_needs_a_checkpoint(tmp_path: Path, data: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         open_run(tmp_path / "none", data, resume=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="is no training run"):
         open_run(tmp_path / "empty", data, resume=True)
 
 

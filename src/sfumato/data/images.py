@@ -134,19 +134,23 @@ def in_threads(work: Callable[[T], R], items: Iterable[T], ahead: int = 64) -> I
             yield pending.popleft().result()
 
 
+def first_of(complaints: Sequence[str], most: int) -> str:
+    """The first `most` complaints as one text, which says where there are more."""
+    return "; ".join(complaints[:most]) + ("; ..." if complaints[most:] else "")
+
+
 def left_out(skipped: Sequence[str]) -> str:
     """How many images were unreadable, and which, to end a description with; nothing if none."""
     if not skipped:
         return ""
-    shown = "; ".join(skipped[:3]) + ("; ..." if skipped[3:] else "")
-    return f", {len(skipped)} unreadable skipped: {shown}"
+    return f", {len(skipped)} unreadable skipped: {first_of(skipped, 3)}"
 
 
 def check_share(bad: Sequence[str], total: int, where: str) -> None:
     """DataError when more than 1 % of `total` images are unreadable; names up to five of them."""
     if len(bad) <= WORST_SHARE * total:
         return
-    shown = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
+    shown = first_of(bad, 5)
     if total == 1:
         raise DataError(f"{where} cannot be read: {shown}")
     raise DataError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfumato.data.containers import Archive, Container, Folder
 from sfumato.data.files import image_names, read_headers
+from sfumato.data.images import first_of
 
 _LISTED = 8
 
@@ -37,8 +38,7 @@ class Survey:
             "depth": _listed(self.dtypes),
         }
         if self.unreadable:
-            shown = "; ".join(self.unreadable[:3]) + ("; ..." if self.unreadable[3:] else "")
-            rows["unreadable"] = f"{len(self.unreadable):,}: {shown}"
+            rows["unreadable"] = f"{len(self.unreadable):,}: {first_of(self.unreadable, 3)}"
         return rows
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sfumato.data.images import Images
+from sfumato.data.images import Images, first_of
 from sfumato.data.pixels import to_model
 from sfumato.randomness import noise_for
 from sfumato.recipes import measuring, run_log
@@ -117,7 +117,7 @@ def _unreadable(source: str, complaints: Sequence[str]) -> list[str]:
     files = list(dict.fromkeys(complaints))
     if not files:
         return []
-    shown = "; ".join(files[:5]) + ("; ..." if files[5:] else "")
+    shown = first_of(files, 5)
     return [f"{source}: {len(files)} unreadable files were left out or replaced: {shown}"]
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sfumato.data.images import first_of
 from sfumato.data.shards.fetch import FULL, Fetch, UnreachedError
 from sfumato.data.shards.index import Shard
 from sfumato.data.shards.places import Whereabouts
@@ -245,7 +246,7 @@ def expect_enough(broken: Sequence[str], total: int, where: str) -> None:
     most = min(max(1, int(_WORST_SHARE * total)), total - 1)
     if len(broken) <= most:
         return
-    shown = "; ".join(broken[:5]) + ("; ..." if broken[5:] else "")
+    shown = first_of(broken, 5)
     raise DataError(
         f"{where}: {len(broken)} of {total:,} shards cannot be used, and {most} may be skipped: "
         f"{shown}. Copy them again, pack them again, or leave them out"

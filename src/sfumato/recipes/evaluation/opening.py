@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfumato.data.images import Images, Subset
+from sfumato.data.images import Images, Subset, first_of
 from sfumato.errors import CheckpointError, DataError
 from sfumato.recipes.evaluation.sets import ImageSet, Stored
 from sfumato.recipes.model import Model
@@ -98,7 +98,7 @@ def broken_files(sets: list[ImageSet]) -> list[str]:
     for images in sets:
         broken = images.broken if isinstance(images, Stored) else ()
         if broken:
-            shown = "; ".join(broken[:_SHOWN]) + ("; ..." if len(broken) > _SHOWN else "")
+            shown = first_of(broken, _SHOWN)
             lines.append(
                 f"{images.name}: {len(broken)} of the files cannot be read and were passed over: "
                 f"{shown}"

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.networks import layers
-from sfumato.networks.layers import GroupNorm, Resample, group_norm, spread_out
+from sfumato.networks import norm as norm_module
+from sfumato.networks.layers import Resample, spread_out
+from sfumato.networks.norm import GroupNorm, group_norm
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -76,8 +78,10 @@ def test_they_are_taken_when_a_network_on_a_gpu_is_compiled(monkeypatch: pytest.
     seen("interpolate")
     norm, double = GroupNorm(16, 1e-6), Resample((1, 1), up=True)
     x = torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(norm_module, "takes", lambda _: False)
     plain = double(norm(x))
     assert taken == ["group_norm", "interpolate"]
-    monkeypatch.setattr(layers, "is_compiled_on_gpu", lambda _: True)
+    for module in (layers, norm_module):
+        monkeypatch.setattr(module, "is_compiled_on_gpu", lambda _: True)
     torch.testing.assert_close(double(norm(x)), plain)
     assert len(taken) == 2

@@ -24,14 +24,12 @@ from sfumato.networks.config import ADMConfig, NetworkConfig, UNetConfig
 from sfumato.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from sfumato.networks.layers import (
     Conv,
-    GroupNorm,
     Resample,
     StridedConv,
-    dropout,
     kaiming,
-    largest_divisor,
     xavier,
 )
+from sfumato.networks.norm import GroupNorm, dropout, largest_divisor
 
 SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
 CONFIGS: dict[str, NetworkConfig] = {

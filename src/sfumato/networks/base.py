@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.networks.blocks import Block, Style
-from sfumato.networks.layers import Conv, GroupNorm, Linear, zeros
+from sfumato.networks.layers import Conv, Linear, zeros
+from sfumato.networks.norm import GroupNorm
 
 
 class Network(nn.Module):
@@ -105,7 +106,7 @@ class Network(nn.Module):
         seen = x if image is None else torch.cat([x, image.to(x)], dim=1)
         h = pad_to_multiple(seen, self.multiple).to(dtype=body, memory_format=layout)
         h, extra = self.body(h, embedding)
-        h = self.head(F.silu(self.norm(h.to(dtype))))
+        h = self.head(self.norm(h.to(dtype), silu=True))
         if extra is not None:
             h = h + extra.to(dtype)
         h = h[:, :, : x.shape[2], : x.shape[3]]

@@ -10,15 +10,13 @@ from torch.nn import functional as F
 
 from sfumato.networks.layers import (
     Conv,
-    GroupNorm,
     Init,
     Linear,
     Resample,
-    dropout,
     is_half_on_cpu,
-    largest_divisor,
     layout_of,
 )
+from sfumato.networks.norm import GroupNorm, largest_divisor
 
 Resolution = Literal["same", "up", "down"]
 
@@ -75,10 +73,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, inputs, H, W] and [B, E] to [B, outputs, H', W']."""
         scale = self.style.skip_scale
-        h = self._resampled(self.conv0, F.silu(self.norm0(x)))
-        h = self._embed(h, self.affine(embedding).to(h.dtype)[:, :, None, None])
-        if self.training:
-            h = dropout(h, self.style.dropout)
+        h = self._resampled(self.conv0, self.norm0(x, silu=True))
+        p = self.style.dropout if self.training else 0.0
+        condition = self.affine(embedding)
+        if self.style.adaptive:
+            factor, shift = condition.chunk(2, dim=1)
+            h = self.norm1(h, factor=factor + 1, shift=shift, silu=True, p=p)
+        else:
+            h = self.norm1(h, offset=condition, silu=True, p=p)
         h = self.conv1(h, gain=scale)
         if self.skip is not None:
             h = h + self._resampled(self.skip, x, gain=scale)
@@ -88,12 +90,6 @@ class Block(nn.Module):
 
     def _resampled(self, conv: Conv, x: Tensor, gain: float = 1.0) -> Tensor:
         return conv(x, gain) if self.resample is None else self.resample.then(conv, x, gain)
-
-    def _embed(self, h: Tensor, condition: Tensor) -> Tensor:
-        if not self.style.adaptive:
-            return F.silu(self.norm1(h + condition))
-        factor, shift = condition.chunk(2, dim=1)
-        return F.silu(self.norm1(h) * (factor + 1) + shift)
 
 
 class SelfAttention(nn.Module):

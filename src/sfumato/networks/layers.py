@@ -116,49 +116,6 @@ class StridedConv(Conv):
         return super().forward(F.pad(x, (0, 1, 0, 1)), gain)
 
 
-class GroupNorm(nn.Module):
-    """Group norm with up to 32 groups of at least 4 channels, affine."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.groups = largest_divisor(channels, min(32, channels // 4))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised [B, C, H, W] in the same dtype and layout."""
-        if is_compiled_on_gpu(x):
-            return group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        if is_half_on_cpu(x) and layout_of(x) == torch.channels_last:
-            # torch's kernels for this layout: the one for 16 bits is quick on large maps alone, and
-            # its gradient nowhere; two conversions cost less.
-            small = x.shape[2] * x.shape[3] < 1024
-            if small or (torch.is_grad_enabled() and x.requires_grad):
-                weight, bias = self.weight.float(), self.bias.float()
-                return F.group_norm(x.float(), self.groups, weight, bias, self.eps).to(x.dtype)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.group_norm(x, self.groups, weight, bias, self.eps)
-
-
-def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`F.group_norm` of [B, C, H, W], spelled out for torch.compile.
-
-    On a GPU torch's own copies its input to channels first, and every convolution after it follows.
-    Moments are taken channel by channel, along the memory of channels last, and then joined.
-    """
-    batch, channels = x.shape[:2]
-    wide = x if x.dtype == torch.float64 else x.float()
-    var, mean = torch.var_mean(wide, dim=(2, 3), correction=0)
-    var, mean = var.reshape(batch, groups, -1), mean.reshape(batch, groups, -1)
-    centre = mean.mean(2, keepdim=True)
-    spread = (var + (mean - centre).square()).mean(2, keepdim=True)
-    factor = (spread + eps).rsqrt() * weight.to(wide.dtype).reshape(1, groups, -1)
-    shift = bias.to(wide.dtype).reshape(1, groups, -1) - centre * factor
-    factor, shift = (t.reshape(batch, channels, 1, 1) for t in (factor, shift))
-    return (wide * factor + shift).to(x.dtype)
-
-
 def is_compiled_on_gpu(x: Tensor) -> bool:
     """Whether torch.compile is writing GPU kernels for what is done to x."""
     return x.is_cuda and torch.compiler.is_compiling()
@@ -172,11 +129,6 @@ def is_half_on_cpu(x: Tensor) -> bool:
 def layout_of(x: Tensor) -> torch.memory_format:
     """How an image batch lies in memory, by its strides (so that it can be asked within vmap)."""
     return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
-
-
-def largest_divisor(n: int, at_most: int) -> int:
-    """The largest divisor of n that is at most `at_most` (and at least 1)."""
-    return next((d for d in range(min(n, at_most), 1, -1) if n % d == 0), 1)
 
 
 class Resample(nn.Module):
@@ -246,27 +198,3 @@ def spread_out(x: Tensor) -> Tensor:
     batch, height, width, channels = last.shape
     wide = last[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
     return wide.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element with probability p (in steps of 2^-16) and divide the rest by 1 - p.
-
-    On the CPU the mask is cut out of 64-bit draws of torch's default generator, four elements a
-    draw: several times cheaper than one Bernoulli draw per element.
-    """
-    if p == 0:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    kept = round((1 - p) * 65536)
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    keep = bits.view(torch.int16)[: x.numel()] < kept - 32768
-    # The order of independent draws is free: follow the memory of x, so that nothing is strided.
-    mask = torch.empty_like(x)
-    torch.mul(keep, 65536 / kept, out=_flat(mask))
-    return x * mask
-
-
-def _flat(x: Tensor) -> Tensor:
-    """A one-dimensional view of a dense tensor in the order of its memory."""
-    return x.as_strided((x.numel(),), (1,))

@@ -13,13 +13,13 @@ from sfumato.networks.config import UNetConfig
 from sfumato.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from sfumato.networks.layers import (
     Conv,
-    GroupNorm,
     Linear,
     Resample,
     ResampledConv,
     StridedConv,
     xavier,
 )
+from sfumato.networks.norm import GroupNorm
 
 EPS = 1e-6
 
@@ -161,4 +161,4 @@ class ToImage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, outputs, H, W]."""
-        return self.conv(F.silu(self.norm(x)))
+        return self.conv(self.norm(x, silu=True))

@@ -1,0 +1,377 @@
+// Group norm, SiLU and dropout in one, and their gradient.
+//
+// Images are [B, P, C]: B images of P pixels of C channels, C a multiple of 16, in bfloat16 or
+// float32; arithmetic is float32, and sums over a group are float64. Sums go over pieces of a fixed
+// number of pixels and are joined in order, so that results depend neither on threads nor on batch.
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(64)));  // 16 channels
+typedef uint32_t bits __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+struct bfloat16 { uint16_t bits; };
+
+static INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+static INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+static INLINE vec load(const bfloat16 *p) {
+    halves h;
+    memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, bits) << 16);
+}
+
+static INLINE void store(bfloat16 *p, vec v) {  // To the nearest, ties to even; NaN stays NaN.
+#ifdef __AVX512BF16__
+    __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+    memcpy(p, &rounded, sizeof rounded);
+#else
+    bits b = (bits)v;
+    bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    bits odd = (bits)(v != v);
+    halves h = __builtin_convertvector((rounded & ~odd) | (0x7fc0 & odd), halves);
+    memcpy(p, &h, sizeof h);
+#endif
+}
+
+// 1 / (1 + exp(-z)). exp is 2^n times a polynomial of the rest (Cephes' expf).
+static INLINE vec sigmoid(vec z) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    vec x = -z;
+    x = x > 89.0f ? (vec{} + 89.0f) : x;  // 2^128 is infinity, and the result 0
+    x = x < -87.0f ? (vec{} - 87.0f) : x;
+    vec shifted = x * 1.44269504f + magic;
+    vec n = shifted - magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    bits power = ((bits)shifted + 127) << 23;  // The sum's last bits are n.
+    return 1.0f / (1.0f + p * (vec)power);
+}
+
+// Which elements are dropped: element i of the seed's sequence, whoever asks and in what order.
+struct Mask {
+    uint32_t kept;  // of 65536; all of them: no dropout
+    uint64_t seed;
+};
+
+static INLINE bits mixed(bits h) {
+    h ^= h >> 16;
+    h *= 0x7feb352du;
+    h ^= h >> 15;
+    h *= 0x846ca68bu;
+    return h ^ (h >> 16);
+}
+
+// Zeroes or scales N vectors, the first of which starts at element `at` of the batch.
+template <int N> static INLINE void drop(vec *v, const Mask &mask, uint64_t at) {
+    const bits lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const uint32_t low = (uint32_t)mask.seed, high = (uint32_t)(mask.seed >> 32);
+    bits h = mixed(lane + (uint32_t)at + low);
+    h = mixed(h + high + (uint32_t)(at >> 32) * 0x9e3779b9u);
+    const float gain = 65536.0f / mask.kept;
+    for (int j = 0; j < N; j++) {
+        bits draw = j ? h >> 16 : h & 0xffff;
+        v[j] = (vec)((bits)(v[j] * gain) & (bits)(draw < mask.kept));
+    }
+}
+
+// One image's arrays, [C] each, and what is done to all images alike.
+struct Lines { const float *factor, *shift; };
+struct Act { bool silu; Mask mask; };
+
+// Sums over pixels of x - x[0] and of its square.
+template <class T, int N>
+static void moments(const T *x, const T *first, long pixels, long C, float *sums) {
+    for (long c = 0; c < C; c += 16 * N) {
+        vec k[N], s[N] = {}, q[N] = {};
+        for (int j = 0; j < N; j++) k[j] = load(first + c + 16 * j);
+        for (long p = 0; p < pixels; p++)
+            for (int j = 0; j < N; j++) {
+                vec v = load(x + p * C + c + 16 * j) - k[j];
+                s[j] += v;
+                q[j] += v * v;
+            }
+        for (int j = 0; j < N; j++) store(sums + c + 16 * j, s[j]), store(sums + C + c + 16 * j, q[j]);
+    }
+}
+
+// y = dropout(act(x factor + shift)); `at` is the batch's element that x starts with.
+template <class T, int N>
+static void apply(const T *x, T *y, long pixels, long C, Lines lines, const Act &act, uint64_t at) {
+    for (long c = 0; c < C; c += 16 * N) {
+        vec f[N], d[N];
+        for (int j = 0; j < N; j++) f[j] = load(lines.factor + c + 16 * j), d[j] = load(lines.shift + c + 16 * j);
+        for (long p = 0; p < pixels; p++) {
+            vec v[N];
+            for (int j = 0; j < N; j++) {
+                v[j] = load(x + p * C + c + 16 * j) * f[j] + d[j];
+                if (act.silu) v[j] *= sigmoid(v[j]);
+            }
+            if (act.mask.kept < 65536) drop<N>(v, act.mask, at + p * C + c);
+            for (int j = 0; j < N; j++) store(y + p * C + c + 16 * j, v[j]);
+        }
+    }
+}
+
+// The gradient where the activation begins, dy act'(z) with z = x factor + shift.
+template <class T, int N>
+static INLINE void inner(const vec *x, const T *dy, const vec *f, const vec *d, const Act &act, uint64_t at, vec *g) {
+    for (int j = 0; j < N; j++) g[j] = load(dy + 16 * j);
+    if (act.mask.kept < 65536) drop<N>(g, act.mask, at);
+    if (act.silu)
+        for (int j = 0; j < N; j++) {
+            vec z = x[j] * f[j] + d[j], s = sigmoid(z);
+            g[j] *= s * (1.0f + z * (1.0f - s));
+        }
+}
+
+// Sums over pixels of that gradient g, of g (x - x[0]) and of x - x[0].
+template <class T, int N>
+static void back_moments(const T *x, const T *first, const T *dy, long pixels, long C, Lines lines, const Act &act,
+                         uint64_t at, float *sums) {
+    for (long c = 0; c < C; c += 16 * N) {
+        vec k[N], f[N], d[N], s[N] = {}, q[N] = {}, w[N] = {};
+        for (int j = 0; j < N; j++) {
+            k[j] = load(first + c + 16 * j);
+            f[j] = load(lines.factor + c + 16 * j), d[j] = load(lines.shift + c + 16 * j);
+        }
+        for (long p = 0; p < pixels; p++) {
+            vec v[N], g[N];
+            for (int j = 0; j < N; j++) v[j] = load(x + p * C + c + 16 * j);
+            inner<T, N>(v, dy + p * C + c, f, d, act, at + p * C + c, g);
+            for (int j = 0; j < N; j++) {
+                v[j] -= k[j];
+                s[j] += g[j];
+                q[j] += g[j] * v[j];
+                w[j] += v[j];
+            }
+        }
+        for (int j = 0; j < N; j++) {
+            store(sums + c + 16 * j, s[j]);
+            store(sums + C + c + 16 * j, q[j]);
+            store(sums + 2 * C + c + 16 * j, w[j]);
+        }
+    }
+}
+
+// dx = g factor + x slope + level.
+template <class T, int N>
+static void back_apply(const T *x, const T *dy, T *dx, long pixels, long C, Lines lines, const float *slope,
+                       const float *level, const Act &act, uint64_t at) {
+    for (long c = 0; c < C; c += 16 * N) {
+        vec f[N], d[N], a[N], b[N];
+        for (int j = 0; j < N; j++) {
+            f[j] = load(lines.factor + c + 16 * j), d[j] = load(lines.shift + c + 16 * j);
+            a[j] = load(slope + c + 16 * j), b[j] = load(level + c + 16 * j);
+        }
+        for (long p = 0; p < pixels; p++) {
+            vec v[N], g[N];
+            for (int j = 0; j < N; j++) v[j] = load(x + p * C + c + 16 * j);
+            inner<T, N>(v, dy + p * C + c, f, d, act, at + p * C + c, g);
+            for (int j = 0; j < N; j++) store(dx + p * C + c + 16 * j, g[j] * f[j] + v[j] * a[j] + b[j]);
+        }
+    }
+}
+
+static INLINE float one(const float *p) { return *p; }
+static INLINE float one(const bfloat16 *p) {
+    uint32_t b = (uint32_t)p->bits << 16;
+    float f;
+    memcpy(&f, &b, sizeof f);
+    return f;
+}
+
+struct Shape { long B, P, C, G; };
+
+// Sums of n pieces, [n, width], added in order to [width] of float64.
+static void joined(const float *sums, long n, long width, double *out) {
+    for (long i = 0; i < width; i++) out[i] = 0;
+    for (long t = 0; t < n; t++)
+        for (long i = 0; i < width; i++) out[i] += sums[t * width + i];
+}
+
+// A group's mean and 1 / deviation of x + offset; factor and shift of `apply`. work: [2, C].
+template <class T>
+static void lines_of(const T *first, const float *offset, const float *sums, long n, const float *scale,
+                     const float *shift, const Shape &s, double eps, float *moments, float *lines, double *work) {
+    const long D = s.C / s.G;
+    joined(sums, n, 2 * s.C, work);
+    for (long g = 0; g < s.G; g++) {
+        double mean = 0, square = 0;
+        for (long c = g * D; c < g * D + D; c++) mean += one(first + c) + (offset ? offset[c] : 0) + work[c] / s.P;
+        mean /= D;
+        for (long c = g * D; c < g * D + D; c++) {
+            double m = work[c] / s.P, k = one(first + c) + (offset ? offset[c] : 0) - mean;
+            square += work[s.C + c] / s.P + 2 * m * k + k * k;
+        }
+        const double deviation = 1 / __builtin_sqrt(square / D + eps);
+        moments[g] = mean, moments[s.G + g] = deviation;
+        for (long c = g * D; c < g * D + D; c++) {
+            double f = scale[c] * deviation;
+            lines[c] = f;
+            lines[s.C + c] = shift[c] + ((offset ? offset[c] : 0) - mean) * f;
+        }
+    }
+}
+
+// Gradients of one image's scale, shift and offset, and slope and level of `back_apply`.
+template <class T>
+static void back_lines(const T *first, const float *offset, const float *sums, long n, const float *scale,
+                       const Shape &s, const float *moments, float *slope, float *level, float *dscale,
+                       float *dshift, float *doffset, double *work) {
+    const long D = s.C / s.G, C = s.C;
+    joined(sums, n, 3 * C, work);
+    for (long g = 0; g < s.G; g++) {
+        const double mean = moments[g], deviation = moments[s.G + g];
+        double m0 = 0, m1 = 0;
+        for (long c = g * D; c < g * D + D; c++) {
+            double k = one(first + c) + (offset ? offset[c] : 0) - mean;  // xhat = (x - x[0] + k) deviation
+            double along = (work[C + c] + k * work[c]) * deviation;
+            dshift[c] = work[c], dscale[c] = along;
+            m0 += scale[c] * work[c], m1 += scale[c] * along;
+        }
+        m0 /= (double)s.P * D, m1 /= (double)s.P * D;
+        for (long c = g * D; c < g * D + D; c++) {
+            double o = offset ? offset[c] : 0, k = one(first + c) + o - mean;
+            slope[c] = -deviation * deviation * m1;
+            level[c] = -deviation * (m0 + (o - mean) * deviation * m1);
+            if (doffset)
+                doffset[c] = deviation * (scale[c] * work[c] - s.P * m0 - m1 * deviation * (work[2 * C + c] + s.P * k));
+        }
+    }
+}
+
+static long piece_of(const Shape &s) { return 65536 / s.C > 1 ? 65536 / s.C : 1; }
+static INLINE long least(long a, long b) { return a < b ? a : b; }
+
+template <class T, int N>
+static int forward(const T *x, const float *offset, const float *scale, const float *shift, long rows, T *y,
+                   float *group, const Shape &s, double eps, const Act &act, int threads) {
+    const long piece = piece_of(s), n = (s.P + piece - 1) / piece, C = s.C, size = s.P * C;
+    float *sums = (float *)malloc(sizeof(float) * s.B * n * 2 * C), *lines = (float *)malloc(sizeof(float) * s.B * 2 * C);
+    double *work = (double *)malloc(sizeof(double) * s.B * 2 * C);
+    const bool fine = sums && lines && work;
+    auto pieces = [&](long t) {
+        const long b = t / n, from = t % n * piece;
+        moments<T, N>(x + b * size + from * C, x + b * size, least(piece, s.P - from), C, sums + t * 2 * C);
+    };
+    auto middle = [&](long b) {
+        lines_of(x + b * size, offset ? offset + b * C : nullptr, sums + b * n * 2 * C, n, scale + b * rows,
+                 shift + b * rows, s, eps, group + b * 2 * s.G, lines + b * 2 * C, work + b * 2 * C);
+    };
+    auto rest = [&](long t) {
+        const long b = t / n, from = t % n * piece, at = b * size + from * C;
+        const float *line = lines + b * 2 * C;
+        apply<T, N>(x + at, y + at, least(piece, s.P - from), C, Lines{line, line + C}, act, at);
+    };
+    if (fine && n == 1) {  // An image that fits in the cache comes from memory once.
+#pragma omp parallel for num_threads(threads)
+        for (long b = 0; b < s.B; b++) pieces(b), middle(b), rest(b);
+    } else if (fine) {
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for
+            for (long t = 0; t < s.B * n; t++) pieces(t);
+#pragma omp for
+            for (long b = 0; b < s.B; b++) middle(b);
+#pragma omp for
+            for (long t = 0; t < s.B * n; t++) rest(t);
+        }
+    }
+    free(sums), free(lines), free(work);
+    return fine ? 0 : 1;
+}
+
+template <class T, int N>
+static int backward(const T *x, const float *offset, const float *scale, const float *shift, long rows, const T *dy,
+                    const float *group, T *dx, float *dscale, float *dshift, float *doffset, const Shape &s,
+                    const Act &act, int threads) {
+    const long piece = piece_of(s), n = (s.P + piece - 1) / piece, C = s.C, size = s.P * C;
+    float *sums = (float *)malloc(sizeof(float) * s.B * n * 3 * C), *lines = (float *)malloc(sizeof(float) * s.B * 4 * C);
+    double *work = (double *)malloc(sizeof(double) * s.B * 3 * C);
+    const bool fine = sums && lines && work;
+    auto before = [&](long b) {  // The lines of the forward pass again.
+        const float *moments = group + b * 2 * s.G, *o = offset ? offset + b * C : nullptr;
+        float *line = lines + b * 4 * C;
+        for (long c = 0; c < C; c++) {
+            const long g = c / (C / s.G);
+            double f = (double)scale[b * rows + c] * moments[s.G + g];
+            line[c] = f;
+            line[C + c] = shift[b * rows + c] + ((o ? o[c] : 0) - (double)moments[g]) * f;
+        }
+    };
+    auto pieces = [&](long t) {
+        const long b = t / n, from = t % n * piece, at = b * size + from * C;
+        const float *line = lines + b * 4 * C;
+        back_moments<T, N>(x + at, x + b * size, dy + at, least(piece, s.P - from), C, Lines{line, line + C}, act, at,
+                           sums + t * 3 * C);
+    };
+    auto middle = [&](long b) {
+        float *line = lines + b * 4 * C;
+        back_lines(x + b * size, offset ? offset + b * C : nullptr, sums + b * n * 3 * C, n, scale + b * rows, s,
+                   group + b * 2 * s.G, line + 2 * C, line + 3 * C, dscale + b * C, dshift + b * C,
+                   doffset ? doffset + b * C : nullptr, work + b * 3 * C);
+    };
+    auto rest = [&](long t) {
+        const long b = t / n, from = t % n * piece, at = b * size + from * C;
+        const float *line = lines + b * 4 * C;
+        back_apply<T, N>(x + at, dy + at, dx + at, least(piece, s.P - from), C, Lines{line, line + C}, line + 2 * C,
+                         line + 3 * C, act, at);
+    };
+    if (fine && n == 1) {
+#pragma omp parallel for num_threads(threads)
+        for (long b = 0; b < s.B; b++) before(b), pieces(b), middle(b), rest(b);
+    } else if (fine) {
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for
+            for (long b = 0; b < s.B; b++) before(b);
+#pragma omp for
+            for (long t = 0; t < s.B * n; t++) pieces(t);
+#pragma omp for
+            for (long b = 0; b < s.B; b++) middle(b);
+#pragma omp for
+            for (long t = 0; t < s.B * n; t++) rest(t);
+        }
+    }
+    free(sums), free(lines), free(work);
+    return fine ? 0 : 1;
+}
+
+// y = dropout(act(norm(x + offset) scale + shift)), in place of what `group` [B, 2, G] is given: mean
+// and 1 / deviation. offset is [B, C] or null; scale and shift are [C] (rows = 0) or [B, C]
+// (rows = C). Returns 0, or 1 where memory ran out.
+#define FORWARD(NAME, T)                                                                                             \
+    extern "C" int NAME(const T *x, const float *offset, const float *scale, const float *shift, long rows, T *y,    \
+                        float *group, long B, long P, long C, long G, double eps, int silu, uint32_t kept,           \
+                        uint64_t seed, int threads) {                                                                \
+        const Act act = {silu != 0, {kept, seed}};                                                                   \
+        return (C % 32 ? forward<T, 1> : forward<T, 2>)(x, offset, scale, shift, rows, y, group, Shape{B, P, C, G},  \
+                                                        eps, act, threads);                                          \
+    }
+
+// The gradients of x, and of every image's scale, shift and offset, [B, C] each.
+#define BACKWARD(NAME, T)                                                                                            \
+    extern "C" int NAME(const T *x, const float *offset, const float *scale, const float *shift, long rows,          \
+                        const T *dy, const float *group, T *dx, float *dscale, float *dshift, float *doffset,        \
+                        long B, long P, long C, long G, int silu, uint32_t kept, uint64_t seed, int threads) {       \
+        const Act act = {silu != 0, {kept, seed}};                                                                   \
+        return (C % 32 ? backward<T, 1> : backward<T, 2>)(x, offset, scale, shift, rows, dy, group, dx, dscale,      \
+                                                          dshift, doffset, Shape{B, P, C, G}, act, threads);         \
+    }
+
+FORWARD(norm_forward_bfloat16, bfloat16)
+FORWARD(norm_forward_float32, float)
+BACKWARD(norm_backward_bfloat16, bfloat16)
+BACKWARD(norm_backward_float32, float)

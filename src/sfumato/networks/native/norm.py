@@ -1,0 +1,124 @@
+"""Group norm, SiLU and dropout as one step of autograd, by the compiled kernels."""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sfumato.networks.native.library import library
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `norm_act` can be asked for x: a plain channels-last image batch on a CPU."""
+    return (
+        type(x) is Tensor  # No stand-in of tracing or of sharding.
+        and x.device.type == "cpu"
+        and x.dtype in (torch.bfloat16, torch.float32)
+        and x.ndim == 4
+        and x.shape[1] % 16 == 0
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and forward_ad.unpack_dual(x).tangent is None
+        and library() is not None
+    )
+
+
+def norm_act(
+    x: Tensor,
+    offset: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+    dropout: float,
+) -> Tensor:
+    """dropout(act(norm(x + offset) scale + shift)) of [B, C, H, W], in x's dtype and layout.
+
+    offset is float32 [B, C]; scale and shift are float32, [C] or [B, C]. Dropout is in steps of
+    2^-16, its mask a hash of the element's place and of one draw from torch's default generator,
+    computed again for the gradient. Gradients are first order: no graph is made of them.
+    """
+    kept, seed = 65536, 0
+    if dropout > 0:
+        kept = round((1 - dropout) * 65536)
+        seed = int(torch.randint(2**63 - 1, ()))
+    choices = (groups, eps, silu, kept, seed)
+    offset = None if offset is None else offset.contiguous()
+    scale, shift = scale.contiguous(), shift.contiguous()
+    return cast(Tensor, _NormAct.apply(x, offset, scale, shift, choices))
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        offset: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        choices: tuple[int, float, bool, int, int],
+    ) -> Tensor:
+        groups, eps, silu, kept, seed = choices
+        y, moments = torch.empty_like(x), torch.empty(len(x), 2, groups)
+        batch, channels, height, width = x.shape
+        _asked("norm_forward", x)(
+            x.data_ptr(),
+            None if offset is None else offset.data_ptr(),
+            scale.data_ptr(),
+            shift.data_ptr(),
+            channels if scale.ndim == 2 else 0,
+            y.data_ptr(),
+            moments.data_ptr(),
+            *(batch, height * width, channels, groups),
+            eps,
+            *(silu, kept, seed, torch.get_num_threads()),
+        )
+        ctx.save_for_backward(x, offset, scale, shift, moments)
+        ctx.choices = choices
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, offset, scale, shift, moments = ctx.saved_tensors
+        groups, _, silu, kept, seed = ctx.choices
+        batch, channels, height, width = x.shape
+        dy = grad_outputs[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        dscale, dshift, doffset = torch.empty(3, batch, channels).unbind()
+        _asked("norm_backward", x)(
+            x.data_ptr(),
+            None if offset is None else offset.data_ptr(),
+            scale.data_ptr(),
+            shift.data_ptr(),
+            channels if scale.ndim == 2 else 0,
+            dy.data_ptr(),
+            moments.data_ptr(),
+            *(t.data_ptr() for t in (dx, dscale, dshift, doffset)),
+            *(batch, height * width, channels, groups),
+            *(silu, kept, seed, torch.get_num_threads()),
+        )
+        if scale.ndim == 1:
+            dscale, dshift = dscale.sum(0), dshift.sum(0)
+        return dx, None if offset is None else doffset, dscale, dshift, None
+
+
+def _asked(name: str, x: Tensor) -> Any:
+    """The kernel for x's dtype; it raises MemoryError where it says that memory ran out."""
+    kernels = cast(CDLL, library())
+    kernel = getattr(kernels, f"{name}_{'float32' if x.dtype == torch.float32 else 'bfloat16'}")
+
+    def call(*arguments: object) -> None:
+        if kernel(*arguments) != 0:
+            raise MemoryError(f"no memory for {name} of images {tuple(x.shape)}")
+
+    return call

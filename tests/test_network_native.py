@@ -11,15 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from sfumato.networks import layers as layers_module
 from sfumato.networks import norm as norm_module
 from sfumato.networks.build import build_network
 from sfumato.networks.config import UNetConfig
+from sfumato.networks.layers import Conv, kaiming
+from sfumato.networks.native import conv as native_conv
+from sfumato.networks.native.conv import conv3
 from sfumato.networks.native.library import library, unavailable
 from sfumato.networks.native.norm import norm_act, takes
 from sfumato.networks.norm import GroupNorm
 
-needed = pytest.mark.skipif(library() is None, reason=unavailable())
+needed = pytest.mark.skipif(library("norm") is None, reason=unavailable("norm"))
 # Channels that fill one and two vectors of 16 and some, images of one piece and of several.
 SHAPES = [(2, 16, 1, 1), (3, 48, 5, 7), (2, 64, 32, 32), (1, 128, 40, 30), (2, 32, 50, 60)]
 # What rounding the result leaves: half a unit of the last place, about a third of it on average.
@@ -180,8 +185,138 @@ def test_only_plain_image_batches_on_the_cpu_are_taken():
     assert seen == [False] * 3
 
 
+multiplied = pytest.mark.skipif(library("conv") is None, reason=unavailable("conv"))
+# Odd sizes, one pixel, fewer and more outputs than a panel of 64, several blocks of tiles.
+CONVOLUTIONS = [
+    (2, 16, 48, 5, 7),
+    (1, 32, 16, 1, 1),
+    (3, 48, 96, 8, 6),
+    (2, 64, 64, 31, 33),
+    (1, 256, 144, 6, 2),
+]
+
+
+def convolved(shape: tuple[int, ...], gain: float = 1.0):
+    """x, weight, bias, an image to add, and a gradient."""
+    batch, inputs, outputs, height, width = shape
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(outputs, inputs, 3, 3, generator=generator) / (9 * inputs) ** 0.5
+    bias = torch.randn(outputs, generator=generator)
+    x = images((batch, inputs, height, width), torch.bfloat16)
+    plus, dy = (images((batch, outputs, height, width), torch.bfloat16, s) for s in (5, 6))
+    return [t.requires_grad_() for t in (x, weight, bias, plus)], dy
+
+
+@multiplied
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+@pytest.mark.parametrize("gain", [1.0, 0.6])
+def test_convolutions_and_their_gradients_are_torch_s_in_float64(shape, gain: float):
+    ours, dy = convolved(shape)
+    truth = [t.detach().double().requires_grad_() for t in ours]
+    y = conv3(*ours[:3], gain, ours[3])
+    true = gain * (F.conv2d(*truth[:3], padding=1) + truth[3])
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    # The transforms multiply what rounding leaves by up to 2.
+    assert error(y, true) < 2 * CLOSE[torch.bfloat16]
+    found = torch.autograd.grad(y, ours, dy)
+    expected = torch.autograd.grad(true, truth, dy.double())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert error(mine, theirs) < 2.5 * CLOSE[torch.bfloat16]
+    assert error(found[2], expected[2]) < 1e-6  # Sums of pixels are not multiplied.
+    assert [t.dtype for t in found] == [t.dtype for t in ours]
+
+
+@multiplied
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+def test_whole_numbers_are_convolved_exactly(shape):
+    """Small integers survive every rounding: each product, each place, each border."""
+    (x, weight, bias, plus), dy = convolved(shape)
+    generator = torch.Generator().manual_seed(7)
+
+    def whole(t: Tensor, at_most: int, every: int = 1) -> Tensor:
+        values = every * torch.randint(-at_most, at_most + 1, t.shape, generator=generator)
+        layout = torch.channels_last if t.dtype == torch.bfloat16 else torch.contiguous_format
+        return values.to(t.dtype).contiguous(memory_format=layout).requires_grad_()
+
+    # Weights are multiples of 4, for their transform divides by 4. Few are not 0, for sums of more
+    # than 256 are not whole in bfloat16.
+    x, plus, bias = whole(x, 1), whole(plus, 1), whole(bias, 3)
+    weight = whole(weight, 1, every=4)
+    with torch.no_grad():
+        weight *= torch.rand(weight.shape, generator=generator) < 16 / weight[0].numel()
+    dy = whole(dy, 1).detach()
+    y = conv3(x, weight, bias, 1.0, plus)
+    truth = [t.detach().double().requires_grad_() for t in (x, weight, bias, plus)]
+    true = F.conv2d(*truth[:3], padding=1) + truth[3]
+    assert true.abs().max() <= 256
+    torch.testing.assert_close(y.detach().double(), true.detach(), rtol=0, atol=0)
+    found = torch.autograd.grad(y, (x, weight, bias, plus), dy)
+    expected = torch.autograd.grad(true, truth, dy.double())
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=0)
+
+
+@multiplied
+def test_convolutions_depend_neither_on_threads_nor_on_the_batch():
+    (x, weight, bias, plus), _ = convolved((3, 64, 64, 31, 33))
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        try:
+            torch.set_num_threads(1)
+            one = conv3(x, weight, bias, 0.5, plus)
+            torch.set_num_threads(2)
+            two = conv3(x, weight, bias, 0.5, plus)
+        finally:
+            torch.set_num_threads(before)
+        x, plus = (t[1:2].contiguous(memory_format=torch.channels_last) for t in (x, plus))
+        assert torch.equal(one, two)
+        assert torch.equal(one[1:2], conv3(x, weight, bias, 0.5, plus))
+
+
+@multiplied
+def test_what_is_not_a_number_stays_where_it_is():
+    (x, weight, bias, _), _ = convolved((2, 16, 16, 12, 12))
+    with torch.no_grad():
+        x[0, 3, 5, 5] = float("nan")
+        y = conv3(x, weight, bias, 1.0, None)
+    assert y[0, :, 4:7, 4:7].isnan().all()
+    assert y[1].isfinite().all()
+    assert y[0, :, :2].isfinite().all()
+
+
+@multiplied
+def test_frozen_weights_and_inputs_cost_no_gradient(monkeypatch):
+    (x, weight, bias, _), dy = convolved((2, 16, 16, 8, 8))
+    asked = []
+    plain = native_conv._convolved
+    monkeypatch.setattr(
+        native_conv, "_convolved", lambda *a, **k: asked.append("x") or plain(*a, **k)
+    )
+    conv3(x.detach(), weight, bias, 1.0, None).backward(dy)
+    assert asked == ["x"]  # The forward pass alone.
+    conv3(x, weight.detach(), bias.detach(), 1.0, None).backward(dy)
+    assert asked == ["x"] * 3
+    assert x.grad is not None
+
+
+@multiplied
+def test_the_layer_takes_the_kernel_where_it_can():
+    layer = Conv(32, 48, 3, kaiming)
+    x = images((2, 32, 8, 8), torch.bfloat16)
+    assert native_conv.takes(x, layer.weight)
+    others = [x.float(), x.contiguous(), x[:, :24].contiguous(memory_format=torch.channels_last)]
+    assert [native_conv.takes(t, layer.weight) for t in others] == [False] * 3
+    assert not native_conv.takes(x, layer.weight.bfloat16())
+    assert not native_conv.takes(x, Conv(32, 48, 1, kaiming).weight)
+    assert not native_conv.takes(x, Conv(32, 40, 3, kaiming).weight)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 2 * 64 * 9 * 32 * 48
+
+
 @needed
-def test_a_bfloat16_network_is_nearer_to_float64_than_by_torch_s_layers(monkeypatch):
+def test_a_bfloat16_network_is_as_near_to_float64_as_by_torch_s_layers(monkeypatch):
     torch.manual_seed(0)
     config = UNetConfig(width=32, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.0)
     network = build_network(config, in_channels=3, out_channels=3, height=16, width=16)
@@ -206,6 +341,7 @@ def test_a_bfloat16_network_is_nearer_to_float64_than_by_torch_s_layers(monkeypa
     network.set_compute(torch.bfloat16, channels_last=True)
     ours = asked()
     monkeypatch.setattr(norm_module, "takes", lambda _: False)
+    monkeypatch.setattr(layers_module, "takes", lambda *_: False)
     plain = asked()
     assert ours[0] < 1.1 * plain[0] < 0.05
     assert ours[1] < 1.1 * plain[1] < 0.1
@@ -231,7 +367,7 @@ from sfumato.networks.native.library import library, unavailable
 from sfumato.networks.norm import GroupNorm
 x = torch.randn(2, 32, 8, 8).contiguous(memory_format=torch.channels_last)
 GroupNorm(32, 1e-5)(x, silu=True)
-print(unavailable() or "built")
+print(unavailable("norm") or "built")
 """
 
 
@@ -253,6 +389,7 @@ def test_they_are_built_once_and_leave_nothing_else(tmp_path: Path):
     (kept,) = (tmp_path / "cache" / "sfumato").iterdir()
     at = kept.stat().st_mtime_ns
     assert built(tmp_path) == "built"
+    assert list((tmp_path / "cache" / "sfumato").iterdir()) == [kept]
     assert kept.stat().st_mtime_ns == at
 
 

@@ -72,7 +72,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, inputs, H, W] and [B, E] to [B, outputs, H', W']."""
-        scale = self.style.skip_scale
         h = self._resampled(self.conv0, self.norm0(x, silu=True))
         p = self.style.dropout if self.training else 0.0
         condition = self.affine(embedding)
@@ -81,15 +80,15 @@ class Block(nn.Module):
             h = self.norm1(h, factor=factor + 1, shift=shift, silu=True, p=p)
         else:
             h = self.norm1(h, offset=condition, silu=True, p=p)
-        h = self.conv1(h, gain=scale)
         if self.skip is not None:
-            h = h + self._resampled(self.skip, x, gain=scale)
-        else:
-            h = h.add(x if self.resample is None else self.resample(x), alpha=scale)
+            x = self._resampled(self.skip, x)
+        elif self.resample is not None:
+            x = self.resample(x)
+        h = self.conv1(h, gain=self.style.skip_scale, plus=x)
         return h if self.attention is None else self.attention(h)
 
-    def _resampled(self, conv: Conv, x: Tensor, gain: float = 1.0) -> Tensor:
-        return conv(x, gain) if self.resample is None else self.resample.then(conv, x, gain)
+    def _resampled(self, conv: Conv, x: Tensor) -> Tensor:
+        return conv(x) if self.resample is None else self.resample.then(conv, x)
 
 
 class SelfAttention(nn.Module):
@@ -117,7 +116,7 @@ class SelfAttention(nn.Module):
         h = _attend(q, k, v)  # [B, heads, HW, C / heads]
         h = h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         h = h.contiguous(memory_format=layout_of(x))
-        return self.proj(h, gain=self.scale).add(x, alpha=self.scale)
+        return self.proj(h, gain=self.scale, plus=x)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

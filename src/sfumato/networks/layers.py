@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.networks.native.conv import conv3, takes
+
 # Fills a weight and a bias, given the weight's fan-in and fan-out.
 Init = Callable[[Tensor, "Tensor | None", int, int], None]
 
@@ -84,25 +86,30 @@ class Conv(nn.Module):
         with torch.no_grad():
             init(self.weight, self.bias, inputs * kernel**2, outputs * kernel**2)
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Gain times the convolution of [B, inputs, H, W] (scaling weights, not images)."""
+    def forward(self, x: Tensor, gain: float = 1.0, plus: Tensor | None = None) -> Tensor:
+        """Gain times the convolution of [B, inputs, H, W] (scaling weights, not images).
+
+        `plus`, of the result's shape, is added before the gain.
+        """
         weight, bias = self.weight, self.bias
+        if self.stride == self.padding == 1 and takes(x, weight):
+            return conv3(x, weight, bias, gain, plus)
         if gain != 1:
             weight, bias = weight * gain, bias * gain
-        return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
+        h = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
+        return h if plus is None else h.add(plus, alpha=gain)
 
-    def doubled(self, x: Tensor, gain: float = 1.0) -> Tensor:
+    def doubled(self, x: Tensor) -> Tensor:
         """The same of [B, inputs, H, W] with every pixel repeated to 2 x 2, for a 3x3 kernel.
 
         Taps that fall on one pixel are added first: 16 products for each pixel of x, not 36.
         """
-        kernel = (self.weight * gain).flip(2, 3)
+        kernel = self.weight.flip(2, 3)
         for dim in (2, 3):  # (a, b, c) to (a, a + b, b + c, c)
             a, b, c = kernel.split(1, dim)
             kernel = torch.cat([a, a + b, b + c, c], dim)
         kernel = kernel.transpose(0, 1).to(x.dtype)
-        bias = (self.bias * gain).to(x.dtype)
-        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, kernel, self.bias.to(x.dtype), stride=2, padding=1)
 
 
 class StridedConv(Conv):
@@ -111,9 +118,9 @@ class StridedConv(Conv):
     def __init__(self, channels: int, init: Init) -> None:
         super().__init__(channels, channels, 3, init, stride=2, extra=-1)
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, gain: float = 1.0, plus: Tensor | None = None) -> Tensor:
         """[B, C, H, W] to [B, C, H/2, W/2]."""
-        return super().forward(F.pad(x, (0, 1, 0, 1)), gain)
+        return super().forward(F.pad(x, (0, 1, 0, 1)), gain, plus)
 
 
 def is_compiled_on_gpu(x: Tensor) -> bool:
@@ -160,15 +167,15 @@ class Resample(nn.Module):
         convolve = F.conv_transpose2d if self.up else F.conv2d
         return convolve(x, kernel, stride=2, padding=self.padding, groups=channels)
 
-    def then(self, conv: Conv, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Gain times the convolution, 1x1 or 3x3, of the resampled x; with less work on a CPU."""
+    def then(self, conv: Conv, x: Tensor) -> Tensor:
+        """The convolution, 1x1 or 3x3, of the resampled x; with less work on a CPU."""
         if not (self.box and self.up and x.device.type == "cpu"):
-            return conv(self(x), gain)
+            return conv(self(x))
         if conv.weight.shape[2] == 1:
-            return self(conv(x, gain))
+            return self(conv(x))
         # Below, adding the taps costs more than it saves.
         many = x.shape[0] * x.shape[2] * x.shape[3] >= 1024
-        return conv.doubled(x, gain) if many else conv(self(x), gain)
+        return conv.doubled(x) if many else conv(self(x))
 
 
 class ResampledConv(nn.ModuleList):

@@ -7,26 +7,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sfumato.networks.native.library import library
+from sfumato.networks.native.plain import is_plain_image_batch
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `norm_act` can be asked for x: a plain channels-last image batch on a CPU."""
+    """Whether `norm_act` can be asked for x."""
     return (
-        type(x) is Tensor  # No stand-in of tracing or of sharding.
-        and x.device.type == "cpu"
-        and x.dtype in (torch.bfloat16, torch.float32)
-        and x.ndim == 4
-        and x.shape[1] % 16 == 0
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # pyright: ignore
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and forward_ad.unpack_dual(x).tangent is None
-        and library() is not None
+        x.dtype in (torch.bfloat16, torch.float32)
+        and is_plain_image_batch(x)
+        and library("norm") is not None
     )
 
 
@@ -114,7 +105,7 @@ class _NormAct(torch.autograd.Function):
 
 def _asked(name: str, x: Tensor) -> Any:
     """The kernel for x's dtype; it raises MemoryError where it says that memory ran out."""
-    kernels = cast(CDLL, library())
+    kernels = cast(CDLL, library("norm"))
     kernel = getattr(kernels, f"{name}_{'float32' if x.dtype == torch.float32 else 'bfloat16'}")
 
     def call(*arguments: object) -> None:

@@ -1,0 +1,330 @@
+// 3x3 convolutions of bfloat16 images with a border of zeros, by Winograd's F(2x2, 3x3): 16 products
+// for 2 x 2 pixels in place of 36. Transforms and sums are float32; what is multiplied is rounded to
+// bfloat16, as by any such convolution. (Lavin & Gray 2016, "Fast algorithms for convolutional
+// neural networks".)
+//
+// Images are [B, H, W, C], C and K multiples of 16. Weights come transformed, [16, K / 64, C / 2, 64,
+// 2]: 16 positions of a tile, panels of 64 outputs (the last may be narrower), and pairs of inputs.
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+
+#define INLINE inline __attribute__((always_inline))
+
+static const int ROWS = 6;  // of tiles in registers at once, beside 4 vectors of outputs
+
+struct Image { long B, H, W, C, K; };
+
+static INLINE __m512 load16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static INLINE __m256i rounded(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
+static INLINE __m512i side_by_side(__m256i low, __m256i high) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+// The pixels of a tile: 4 x 4 of an image, 2 x 2 of a gradient; null outside.
+struct Tile { const uint16_t *at[16]; };
+
+template <bool GRADIENT>
+static Tile found(const uint16_t *x, const Image &s, long C, long tile, bool there) {
+    const long tw = (s.W + 1) / 2, th = (s.H + 1) / 2, b = tile / (th * tw);
+    const long y = tile / tw % th * 2 - !GRADIENT, z = tile % tw * 2 - !GRADIENT, side = GRADIENT ? 2 : 4;
+    Tile pixels = {};
+    for (long r = 0; r < side; r++)
+        for (long q = 0; q < side; q++)
+            if (there && y + r >= 0 && y + r < s.H && z + q >= 0 && z + q < s.W)
+                pixels.at[4 * r + q] = x + ((b * s.H + y + r) * s.W + z + q) * C;
+    return pixels;
+}
+
+// 16 channels of it: B^T d B of an image, A d A^T of a gradient.
+template <bool GRADIENT> static INLINE void transformed(const Tile &pixels, long c, __m512 *d) {
+    const int side = GRADIENT ? 2 : 4;
+#pragma GCC unroll 4
+    for (int r = 0; r < side; r++)
+#pragma GCC unroll 4
+        for (int q = 0; q < side; q++) {
+            const uint16_t *at = pixels.at[4 * r + q];
+            d[4 * r + q] = at ? load16(at + c) : _mm512_setzero_ps();
+        }
+    if (GRADIENT) {
+#pragma GCC unroll 2
+        for (int q = 0; q < 2; q++) {
+            __m512 a = d[q], e = d[4 + q];
+            d[4 + q] = a + e, d[8 + q] = a - e, d[12 + q] = -e;
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 16; r += 4) {
+            __m512 a = d[r], e = d[r + 1];
+            d[r + 1] = a + e, d[r + 2] = a - e, d[r + 3] = -e;
+        }
+    } else {
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) {
+            __m512 a = d[q], e = d[4 + q], f = d[8 + q], g = d[12 + q];
+            d[q] = a - f, d[4 + q] = e + f, d[8 + q] = f - e, d[12 + q] = e - g;
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 16; r += 4) {
+            __m512 a = d[r], e = d[r + 1], f = d[r + 2], g = d[r + 3];
+            d[r] = a - f, d[r + 1] = e + f, d[r + 2] = f - e, d[r + 3] = e - g;
+        }
+    }
+}
+
+// A block of tiles, V[position][tile][C].
+static void in_rows(const uint16_t *x, const Image &s, long from, long tiles, long T, uint16_t *V) {
+    for (long i = 0; i < tiles; i++) {
+        const Tile tile = found<false>(x, s, s.C, from + i, true);
+        for (long c = 0; c < s.C; c += 16) {
+            __m512 d[16];
+            transformed<false>(tile, c, d);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++) _mm256_storeu_si256((__m256i *)(V + (j * T + i) * s.C + c), rounded(d[j]));
+        }
+    }
+}
+
+// R tiles times N vectors of outputs, over all inputs.
+template <int R, int N>
+static INLINE void product(const uint16_t *V, const uint16_t *U, float *M, long C, long ldm) {
+    __m512 sum[R][N] = {};
+    for (long c = 0; c < C / 2; c++) {
+        __m512bh u[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) u[n] = (__m512bh)_mm512_loadu_si512(U + (c * N + n) * 32);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            int pair;
+            memcpy(&pair, V + r * C + 2 * c, 4);
+            const __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], v, u[n]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) _mm512_storeu_ps(M + r * ldm + 16 * n, sum[r][n]);
+}
+
+template <int N> static void products(const uint16_t *V, const uint16_t *U, float *M, long tiles, long C) {
+    long i = 0;
+    for (; i + ROWS <= tiles; i += ROWS) product<ROWS, N>(V + i * C, U, M + i * 16 * N, C, 16 * N);
+    for (; i < tiles; i++) product<1, N>(V + i * C, U, M + i * 16 * N, C, 16 * N);
+}
+
+// A^T m A: the 2 x 2 pixels of every tile, for 16 N outputs from k on.
+template <int N>
+static void restored(const float *M, long T, const float *bias, const uint16_t *plus, float weight, const Image &s,
+                     long from, long tiles, long k, uint16_t *y) {
+    const long tw = (s.W + 1) / 2, th = (s.H + 1) / 2;
+    for (long i = 0; i < tiles; i++) {
+        const long tile = from + i, b = tile / (th * tw), row = tile / tw % th * 2, col = tile % tw * 2;
+        for (int n = 0; n < N; n++) {
+            __m512 m[16], out[4], up[8];
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++) m[j] = _mm512_loadu_ps(M + (j * T + i) * 16 * N + 16 * n);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++) {
+                up[q] = m[q] + m[4 + q] + m[8 + q];
+                up[4 + q] = m[4 + q] - m[8 + q] - m[12 + q];
+            }
+            const __m512 add = _mm512_loadu_ps(bias + k + 16 * n);
+#pragma GCC unroll 2
+            for (int r = 0; r < 2; r++) {
+                out[2 * r] = up[4 * r] + up[4 * r + 1] + up[4 * r + 2] + add;
+                out[2 * r + 1] = up[4 * r + 1] - up[4 * r + 2] - up[4 * r + 3] + add;
+            }
+            for (int j = 0; j < 4; j++) {
+                const long r = row + j / 2, c = col + j % 2;
+                if (r >= s.H || c >= s.W) continue;
+                const long at = ((b * s.H + r) * s.W + c) * s.K + k + 16 * n;
+                if (plus) out[j] += weight * load16(plus + at);
+                _mm256_storeu_si256((__m256i *)(y + at), rounded(out[j]));
+            }
+        }
+    }
+}
+
+template <int N>
+static void panel(const uint16_t *V, const uint16_t *U, float *M, long T, const float *bias, const uint16_t *plus,
+                  float weight, const Image &s, long from, long tiles, long k, uint16_t *y) {
+    const long position = s.C * s.K;
+    for (int j = 0; j < 16; j++)
+        products<N>(V + j * T * s.C, U + j * position + k * s.C, M + j * T * 16 * N, tiles, s.C);
+    restored<N>(M, T, bias, plus, weight, s, from, tiles, k, y);
+}
+
+// Tiles at once: what is transformed stays in the cache.
+static long block_of(long C) {
+    const long groups = 1024 / C;
+    return ROWS * (groups < 2 ? 2 : groups > 8 ? 8 : groups);
+}
+
+// y [B, H, W, K] = conv(x) + bias + weight plus, which may be null; U as told above. Returns 1 without memory.
+extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *bias, const uint16_t *plus,
+                             float weight, uint16_t *y, long B, long H, long W, long C, long K, int threads) {
+    const Image s = {B, H, W, C, K};
+    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of(C), blocks = (all + T - 1) / T;
+    bool fine = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fine)
+    {
+        uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2);
+        float *M = (float *)aligned_alloc(64, 16 * T * 64 * 4);
+        fine = V && M;
+#pragma omp for schedule(dynamic)
+        for (long block = 0; block < blocks; block++) {
+            if (!fine) continue;
+            const long from = block * T, tiles = all - from < T ? all - from : T;
+            in_rows(x, s, from, tiles, T, V);
+            for (long k = 0; k < K; k += 64) {
+                const long left = K - k < 64 ? (K - k) / 16 : 4;
+                (left == 4 ? panel<4> : left == 3 ? panel<3> : left == 2 ? panel<2> : panel<1>)(
+                    V, U, M, T, bias, plus, weight, s, from, tiles, k, y);
+            }
+        }
+        free(V), free(M);
+    }
+    return fine ? 0 : 1;
+}
+
+// U of weights w[k out + c in + tap] times gain; taps in reverse order for the gradient of x.
+extern "C" void conv_weights(const float *w, long out, long in, int reverse, float gain, long C, long K, uint16_t *U,
+                             int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long c = 0; c < C; c += 2)
+        for (long k = 0; k < K; k += 16) {
+            __m512 u[2][16];
+            for (int i = 0; i < 2; i++) {
+                __m512 g[9], h[12];
+                float taps[9][16];
+                for (int n = 0; n < 16; n++) {
+                    const float *from = w + (k + n) * out + (c + i) * in;
+                    for (int t = 0; t < 9; t++) taps[t][n] = from[reverse ? 8 - t : t];
+                }
+                for (int t = 0; t < 9; t++) g[t] = gain * _mm512_loadu_ps(taps[t]);
+                for (int q = 0; q < 3; q++) {
+                    __m512 ends = g[q] + g[6 + q];
+                    h[q] = g[q], h[3 + q] = 0.5f * (ends + g[3 + q]), h[6 + q] = 0.5f * (ends - g[3 + q]), h[9 + q] = g[6 + q];
+                }
+                for (int r = 0; r < 4; r++) {
+                    __m512 ends = h[3 * r] + h[3 * r + 2];
+                    u[i][4 * r] = h[3 * r], u[i][4 * r + 1] = 0.5f * (ends + h[3 * r + 1]);
+                    u[i][4 * r + 2] = 0.5f * (ends - h[3 * r + 1]), u[i][4 * r + 3] = h[3 * r + 2];
+                }
+            }
+            const long from = k / 64 * 64, wide = K - from < 64 ? K - from : 64;
+            for (int j = 0; j < 16; j++) {
+                uint16_t *to = U + j * C * K + from * C + c * wide + (k - from) * 2;
+                _mm512_storeu_si512(to, side_by_side(rounded(u[0][j]), rounded(u[1][j])));
+            }
+        }
+}
+
+// A block of tiles, in pairs as sums over tiles take them: [position][tile / 2][C][2], zeros past the
+// last. `sums` [C], where given, gains every pixel of a gradient.
+template <bool GRADIENT>
+static void in_pairs(const uint16_t *x, const Image &s, long C, long from, long tiles, long T, uint16_t *to, float *sums) {
+    for (long i = 0; i < (tiles + 1) / 2; i++) {
+        const Tile first = found<GRADIENT>(x, s, C, from + 2 * i, true);
+        const Tile second = found<GRADIENT>(x, s, C, from + 2 * i + 1, 2 * i + 1 < tiles);
+        for (long c = 0; c < C; c += 16) {
+            __m512 d[16];
+            __m256i low[16];
+            transformed<GRADIENT>(first, c, d);
+            __m512 sum = d[5];  // Of a gradient: its four pixels.
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++) low[j] = rounded(d[j]);
+            transformed<GRADIENT>(second, c, d);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++)
+                _mm512_storeu_si512(to + ((j * T / 2 + i) * C + c) * 2, side_by_side(low[j], rounded(d[j])));
+            if (sums) _mm512_storeu_ps(sums + c, _mm512_loadu_ps(sums + c) + sum + d[5]);
+        }
+    }
+}
+
+// dU [C, K] of a position gains products over pairs of tiles, 4 inputs by 16 N outputs at a time.
+template <int N>
+static INLINE void gained(const uint16_t *V, const uint16_t *D, long pairs, long C, long K, float *dU) {
+    __m512 sum[4][N];
+    for (int r = 0; r < 4; r++)
+        for (int n = 0; n < N; n++) sum[r][n] = _mm512_loadu_ps(dU + r * K + 16 * n);
+    for (long i = 0; i < pairs; i++) {
+        __m512bh d[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) d[n] = (__m512bh)_mm512_loadu_si512(D + (i * K + 16 * n) * 2);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            int pair;
+            memcpy(&pair, V + (i * C + r) * 2, 4);
+            const __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], v, d[n]);
+        }
+    }
+    for (int r = 0; r < 4; r++)
+        for (int n = 0; n < N; n++) _mm512_storeu_ps(dU + r * K + 16 * n, sum[r][n]);
+}
+
+template <int N>
+static void gains(const uint16_t *V, const uint16_t *D, long pairs, long C, long K, float *dU) {
+    for (long c = 0; c < C; c += 4) gained<N>(V + 2 * c, D, pairs, C, K, dU + c * K);
+}
+
+// dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K]. Returns 1 without memory.
+extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, float *dbias, long B, long H, long W,
+                             long C, long K, int threads) {
+    const Image s = {B, H, W, C, K};
+    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = 2 * block_of(C > K ? C : K), blocks = (all + T - 1) / T;
+    const long parts = threads < blocks ? threads : blocks, each = 16 * C * K + K;
+    float *sums = (float *)calloc(parts * each, 4);
+    bool fine = sums;
+    if (fine) {
+#pragma omp parallel for num_threads(parts) reduction(&& : fine) schedule(static)
+        for (long part = 0; part < parts; part++) {
+            uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2), *D = (uint16_t *)aligned_alloc(64, 16 * T * K * 2);
+            float *dU = sums + part * each;
+            fine = V && D;
+            for (long block = part * blocks / parts; fine && block < (part + 1) * blocks / parts; block++) {
+                const long from = block * T, tiles = all - from < T ? all - from : T, pairs = (tiles + 1) / 2;
+                in_pairs<false>(x, s, C, from, tiles, T, V, nullptr);
+                in_pairs<true>(dy, s, K, from, tiles, T, D, dU + 16 * C * K);
+                for (int j = 0; j < 16; j++)
+                    for (long k = 0; k < K; k += 64) {
+                        const long left = K - k < 64 ? (K - k) / 16 : 4;
+                        (left == 4 ? gains<4> : left == 3 ? gains<3> : left == 2 ? gains<2> : gains<1>)(
+                            V + j * T * C, D + j * T * K + 2 * k, pairs, C, K, dU + j * C * K + k);
+                    }
+            }
+            free(V), free(D);
+        }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (long c = 0; c < C; c++)
+            for (long k = 0; k < K; k += 16) {  // G^T dU G
+                __m512 u[16], h[12];
+                for (int j = 0; j < 16; j++) {
+                    u[j] = _mm512_setzero_ps();
+                    for (long part = 0; part < parts; part++) u[j] += _mm512_loadu_ps(sums + part * each + (j * C + c) * K + k);
+                }
+                for (int q = 0; q < 4; q++) {
+                    __m512 both = 0.5f * (u[4 + q] + u[8 + q]);
+                    h[q] = u[q] + both, h[4 + q] = 0.5f * (u[4 + q] - u[8 + q]), h[8 + q] = both + u[12 + q];
+                }
+                for (int r = 0; r < 3; r++) {
+                    __m512 both = 0.5f * (h[4 * r + 1] + h[4 * r + 2]), taps[3] = {
+                        h[4 * r] + both, 0.5f * (h[4 * r + 1] - h[4 * r + 2]), both + h[4 * r + 3]};
+                    for (int q = 0; q < 3; q++)
+                        for (int n = 0; n < 16; n++) dw[((k + n) * C + c) * 9 + 3 * r + q] = taps[q][n];
+                }
+            }
+        for (long k = 0; k < K; k++) {
+            dbias[k] = 0;
+            for (long part = 0; part < parts; part++) dbias[k] += sums[part * each + 16 * C * K + k];
+        }
+    }
+    free(sums);
+    return fine ? 0 : 1;
+}

@@ -1,0 +1,106 @@
+"""3x3 convolutions of bfloat16 images as one step of autograd, by the compiled kernels."""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sfumato.networks.native.library import library
+from sfumato.networks.native.plain import is_plain_image_batch
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv3` can be asked for x and a weight [K, C, 3, 3]."""
+    return (
+        x.dtype == torch.bfloat16
+        and weight.dtype == torch.float32
+        and weight.shape[2:] == (3, 3)
+        and weight.shape[0] % 16 == 0
+        and is_plain_image_batch(x)
+        and library("conv") is not None
+    )
+
+
+def conv3(x: Tensor, weight: Tensor, bias: Tensor, gain: float, plus: Tensor | None) -> Tensor:
+    """Gain times the sum of a convolution of bfloat16 [B, C, H, W] and of `plus`, if given.
+
+    Weight [K, C, 3, 3] and bias [K] are float32, as are their gradients; gradients of weights add
+    up in an order that depends on torch's number of threads. Gradients are first order.
+    """
+    if plus is not None:
+        plus = plus.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return cast(Tensor, _Conv3.apply(x, weight.contiguous(), bias, gain, plus))
+
+
+class _Conv3(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gain: float, plus: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.gain = gain
+        return _convolved(x, weight, gain, bias * gain, plus)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        dy = grad_outputs[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dx = dweight = dbias = None
+        if ctx.needs_input_grad[0]:
+            flipped = weight.transpose(0, 1)
+            dx = _convolved(dy, flipped, ctx.gain, torch.zeros(len(flipped)), None, reverse=True)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            dweight, dbias = torch.empty(weight.shape), torch.empty(len(weight))
+            threads = torch.get_num_threads()
+            pointers = (t.data_ptr() for t in (x, dy, dweight, dbias))
+            _check(_kernels().conv_gradient(*pointers, *_sizes(x), len(weight), threads), x)
+            dweight, dbias = dweight.mul_(ctx.gain), dbias.mul_(ctx.gain)
+        dplus = dy * ctx.gain if ctx.needs_input_grad[4] else None
+        return dx, dweight, dbias, None, dplus
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    gain: float,
+    bias: Tensor,
+    plus: Tensor | None,
+    *,
+    reverse: bool = False,
+) -> Tensor:
+    """The convolution with weight [K, C, 3, 3] of any strides between the filters."""
+    outputs, inputs, threads = *weight.shape[:2], torch.get_num_threads()
+    batch, _, height, width = x.shape
+    strides = weight.stride()[:2]
+    ready = torch.empty(16 * inputs * outputs, dtype=x.dtype)
+    y = x.new_empty((batch, height, width, outputs)).permute(0, 3, 1, 2)
+    _kernels().conv_weights(
+        weight.data_ptr(), *strides, reverse, gain, inputs, outputs, ready.data_ptr(), threads
+    )
+    failed = _kernels().conv_bfloat16(
+        *(x.data_ptr(), ready.data_ptr(), bias.data_ptr()),
+        None if plus is None else plus.data_ptr(),
+        gain,
+        *(y.data_ptr(), *_sizes(x), outputs, threads),
+    )
+    _check(failed, x)
+    return y
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    """B, H, W, C of [B, C, H, W]."""
+    batch, channels, height, width = x.shape
+    return batch, height, width, channels
+
+
+def _check(failed: int, x: Tensor) -> None:
+    if failed:
+        raise MemoryError(f"no memory for a convolution of images {tuple(x.shape)}")
+
+
+def _kernels() -> CDLL:
+    return cast(CDLL, library("conv"))

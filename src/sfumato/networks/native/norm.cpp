@@ -253,6 +253,9 @@ static void back_lines(const T *first, const float *offset, const float *sums, l
 }
 
 static long piece_of(const Shape &s) { return 65536 / s.C > 1 ? 65536 / s.C : 1; }
+
+// Whether a thread does whole images, which then come from memory once and from its cache again.
+static bool by_images(const Shape &s, int threads) { return s.P * s.C <= 65536 || (s.B >= threads && s.P * s.C <= 262144); }
 static INLINE long least(long a, long b) { return a < b ? a : b; }
 
 template <class T, int N>
@@ -275,9 +278,13 @@ static int forward(const T *x, const float *offset, const float *scale, const fl
         const float *line = lines + b * 2 * C;
         apply<T, N>(x + at, y + at, least(piece, s.P - from), C, Lines{line, line + C}, act, at);
     };
-    if (fine && n == 1) {  // An image that fits in the cache comes from memory once.
+    if (fine && by_images(s, threads)) {
 #pragma omp parallel for num_threads(threads)
-        for (long b = 0; b < s.B; b++) pieces(b), middle(b), rest(b);
+        for (long b = 0; b < s.B; b++) {
+            for (long t = b * n; t < b * n + n; t++) pieces(t);
+            middle(b);
+            for (long t = b * n; t < b * n + n; t++) rest(t);
+        }
     } else if (fine) {
 #pragma omp parallel num_threads(threads)
         {
@@ -329,9 +336,14 @@ static int backward(const T *x, const float *offset, const float *scale, const f
         back_apply<T, N>(x + at, dy + at, dx + at, least(piece, s.P - from), C, Lines{line, line + C}, line + 2 * C,
                          line + 3 * C, act, at);
     };
-    if (fine && n == 1) {
+    if (fine && by_images(s, threads)) {
 #pragma omp parallel for num_threads(threads)
-        for (long b = 0; b < s.B; b++) before(b), pieces(b), middle(b), rest(b);
+        for (long b = 0; b < s.B; b++) {
+            before(b);
+            for (long t = b * n; t < b * n + n; t++) pieces(t);
+            middle(b);
+            for (long t = b * n; t < b * n + n; t++) rest(t);
+        }
     } else if (fine) {
 #pragma omp parallel num_threads(threads)
         {

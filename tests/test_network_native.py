@@ -258,6 +258,25 @@ def test_whole_numbers_are_convolved_exactly(shape):
 
 
 @multiplied
+@pytest.mark.parametrize("shape", [(2, 16, 48, 3, 5), (1, 32, 16, 1, 1), (3, 96, 128, 16, 17)])
+def test_a_convolution_of_doubled_images_is_torch_s_in_float64(shape):
+    ours, _ = convolved(shape)
+    dy = images((shape[0], shape[2], 2 * shape[3], 2 * shape[4]), torch.bfloat16, 6)
+    ours = ours[:3]
+    truth = [t.detach().double().requires_grad_() for t in ours]
+    y = conv3(*ours, 0.6, doubled=True)
+    true = 0.6 * F.conv2d(F.interpolate(truth[0], scale_factor=2.0), *truth[1:], padding=1)
+    assert y.shape == true.shape
+    assert error(y, true) < 2 * CLOSE[torch.bfloat16]
+    found = torch.autograd.grad(y, ours, dy)
+    expected = torch.autograd.grad(true, truth, dy.double())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert error(mine, theirs) < 2.5 * CLOSE[torch.bfloat16]
+    assert error(found[2], expected[2]) < 1e-6
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@multiplied
 def test_convolutions_depend_neither_on_threads_nor_on_the_batch():
     (x, weight, bias, plus), _ = convolved((3, 64, 64, 31, 33))
     before = torch.get_num_threads()

@@ -15,7 +15,15 @@
 
 static const int ROWS = 6;  // of tiles in registers at once, beside 4 vectors of outputs
 
-struct Image { long B, H, W, C, K; };
+// The convolution's own H and W. An image that is doubled before comes with half of both; of a
+// gradient that is halved after, by sums over 2 x 2, half of both is written. Either way a tile's
+// third row and column of 4 add nothing, and 9 products do.
+enum Kind { PLAIN, DOUBLED, HALVED };
+struct Image { long B, H, W, C, K; Kind kind; };
+
+static INLINE bool adds_nothing(const Image &s, int position) {
+    return s.kind != PLAIN && (position / 4 == 2 || position % 4 == 2);
+}
 
 static INLINE __m512 load16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
@@ -32,11 +40,12 @@ template <bool GRADIENT>
 static Tile found(const uint16_t *x, const Image &s, long C, long tile, bool there) {
     const long tw = (s.W + 1) / 2, th = (s.H + 1) / 2, b = tile / (th * tw);
     const long y = tile / tw % th * 2 - !GRADIENT, z = tile % tw * 2 - !GRADIENT, side = GRADIENT ? 2 : 4;
+    const int half = !GRADIENT && s.kind == DOUBLED;
     Tile pixels = {};
     for (long r = 0; r < side; r++)
         for (long q = 0; q < side; q++)
             if (there && y + r >= 0 && y + r < s.H && z + q >= 0 && z + q < s.W)
-                pixels.at[4 * r + q] = x + ((b * s.H + y + r) * s.W + z + q) * C;
+                pixels.at[4 * r + q] = x + ((b * (s.H >> half) + ((y + r) >> half)) * (s.W >> half) + ((z + q) >> half)) * C;
     return pixels;
 }
 
@@ -115,7 +124,7 @@ template <int N> static void products(const uint16_t *V, const uint16_t *U, floa
     for (; i < tiles; i++) product<1, N>(V + i * C, U, M + i * 16 * N, C, 16 * N);
 }
 
-// A^T m A: the 2 x 2 pixels of every tile, for 16 N outputs from k on.
+// A^T m A: the 2 x 2 pixels of every tile, or their sum, for 16 N outputs from k on.
 template <int N>
 static void restored(const float *M, long T, const float *bias, const uint16_t *plus, float weight, const Image &s,
                      long from, long tiles, long k, uint16_t *y) {
@@ -125,7 +134,7 @@ static void restored(const float *M, long T, const float *bias, const uint16_t *
         for (int n = 0; n < N; n++) {
             __m512 m[16], out[4], up[8];
 #pragma GCC unroll 16
-            for (int j = 0; j < 16; j++) m[j] = _mm512_loadu_ps(M + (j * T + i) * 16 * N + 16 * n);
+            for (int j = 0; j < 16; j++) m[j] = _mm512_loadu_ps(M + j * T * 64 + i * 16 * N + 16 * n);
 #pragma GCC unroll 4
             for (int q = 0; q < 4; q++) {
                 up[q] = m[q] + m[4 + q] + m[8 + q];
@@ -136,6 +145,11 @@ static void restored(const float *M, long T, const float *bias, const uint16_t *
             for (int r = 0; r < 2; r++) {
                 out[2 * r] = up[4 * r] + up[4 * r + 1] + up[4 * r + 2] + add;
                 out[2 * r + 1] = up[4 * r + 1] - up[4 * r + 2] - up[4 * r + 3] + add;
+            }
+            if (s.kind == HALVED) {
+                const __m512 sum = (out[0] + out[1]) + (out[2] + out[3]);
+                _mm256_storeu_si256((__m256i *)(y + tile * s.K + k + 16 * n), rounded(sum));
+                continue;
             }
             for (int j = 0; j < 4; j++) {
                 const long r = row + j / 2, c = col + j % 2;
@@ -153,7 +167,7 @@ static void panel(const uint16_t *V, const uint16_t *U, float *M, long T, const 
                   float weight, const Image &s, long from, long tiles, long k, uint16_t *y) {
     const long position = s.C * s.K;
     for (int j = 0; j < 16; j++)
-        products<N>(V + j * T * s.C, U + j * position + k * s.C, M + j * T * 16 * N, tiles, s.C);
+        if (!adds_nothing(s, j)) products<N>(V + j * T * s.C, U + j * position + k * s.C, M + j * T * 64, tiles, s.C);
     restored<N>(M, T, bias, plus, weight, s, from, tiles, k, y);
 }
 
@@ -163,10 +177,13 @@ static long block_of(long C) {
     return ROWS * (groups < 2 ? 2 : groups > 8 ? 8 : groups);
 }
 
-// y [B, H, W, K] = conv(x) + bias + weight plus, which may be null; U as told above. Returns 1 without memory.
+// y [B, H, W, K] = conv(x) + bias + weight plus, which may be null; U as told above. `kind`: x may be
+// doubled before, or y halved after (then H and W are even, and `plus` is null). Returns 1 without
+// memory.
 extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *bias, const uint16_t *plus,
-                             float weight, uint16_t *y, long B, long H, long W, long C, long K, int threads) {
-    const Image s = {B, H, W, C, K};
+                             float weight, uint16_t *y, long B, long H, long W, long C, long K, int kind,
+                             int threads) {
+    const Image s = {B, H, W, C, K, (Kind)kind};
     const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of(C), blocks = (all + T - 1) / T;
     bool fine = true;
 #pragma omp parallel num_threads(threads) reduction(&& : fine)
@@ -174,6 +191,7 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
         uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2);
         float *M = (float *)aligned_alloc(64, 16 * T * 64 * 4);
         fine = V && M;
+        if (fine) memset(M, 0, 16 * T * 64 * 4);  // What adds nothing is never written.
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
             if (!fine) continue;
@@ -274,10 +292,10 @@ static void gains(const uint16_t *V, const uint16_t *D, long pairs, long C, long
     for (long c = 0; c < C; c += 4) gained<N>(V + 2 * c, D, pairs, C, K, dU + c * K);
 }
 
-// dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K]. Returns 1 without memory.
+// dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K], where x may be doubled. Returns 1 without memory.
 extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, float *dbias, long B, long H, long W,
-                             long C, long K, int threads) {
-    const Image s = {B, H, W, C, K};
+                             long C, long K, int kind, int threads) {
+    const Image s = {B, H, W, C, K, (Kind)kind};
     const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = 2 * block_of(C > K ? C : K), blocks = (all + T - 1) / T;
     const long parts = threads < blocks ? threads : blocks, each = 16 * C * K + K;
     float *sums = (float *)calloc(parts * each, 4);
@@ -293,7 +311,7 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
                 in_pairs<false>(x, s, C, from, tiles, T, V, nullptr);
                 in_pairs<true>(dy, s, K, from, tiles, T, D, dU + 16 * C * K);
                 for (int j = 0; j < 16; j++)
-                    for (long k = 0; k < K; k += 64) {
+                    for (long k = 0; k < K && !adds_nothing(s, j); k += 64) {
                         const long left = K - k < 64 ? (K - k) / 16 : 4;
                         (left == 4 ? gains<4> : left == 3 ? gains<3> : left == 2 ? gains<2> : gains<1>)(
                             V + j * T * C, D + j * T * K + 2 * k, pairs, C, K, dU + j * C * K + k);

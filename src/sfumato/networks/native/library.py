@@ -25,7 +25,7 @@ _SIZES = [c_long, c_long, c_long, c_long]
 _ACT = [c_int, c_uint32, c_uint64, c_int]
 _FORWARD = [*[c_void_p] * 4, c_long, *[c_void_p] * 2, *_SIZES, c_double, *_ACT]
 _BACKWARD = [*[c_void_p] * 4, c_long, *[c_void_p] * 6, *_SIZES, *_ACT]
-_IMAGES = [*_SIZES, c_long, c_int]
+_IMAGES = [*_SIZES, c_long, c_int, c_int]
 # What each source file offers.
 KERNELS = {
     "norm": {

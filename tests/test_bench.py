@@ -173,6 +173,7 @@ def test_nothing_is_advised_where_nothing_is_lost() -> None:
         ({"step": StepTimes(0.3, 0.2, 0.09, 0.01, 0.0)}, ["take 33 % of a step of 32 images"]),
         ({"threads": 1}, ["1 of 2 cores", "--threads 2"]),
         ({"unused_cuda": True}, ["--device cuda"]),
+        ({"no_kernels": "there is no g++: install a C++ compiler"}, ["not used", "install a C++"]),
         ({"granted": 0.4}, ["40 % of the time of its 2 threads", "idle"]),
         ({"spread": 2.0}, ["2.0 times the usual", "idle"]),
         (

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from sfumato.errors import ConfigError
+from sfumato.networks.native.library import in_words
 
 
 def pick_device(name: str) -> str:
@@ -54,11 +55,13 @@ def describe(device: str) -> dict[str, str]:
         own = version("sfumato")
     except PackageNotFoundError:
         own = "not installed"
-    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    cuda = device.startswith("cuda")
+    hardware = torch.cuda.get_device_name() if cuda else platform.machine()
     return {
         "sfumato": own,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": f"{device} ({hardware})",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        **({} if cuda else {"kernels": in_words()}),
     }

@@ -47,6 +47,11 @@ def library(name: str) -> ctypes.CDLL | None:
     return _loaded(name)[0]
 
 
+def in_words() -> str:
+    """Which kernels there are, for a record of how something was computed."""
+    return ", ".join(name for name in KERNELS if library(name)) or f"none: {unavailable('norm')}"
+
+
 def unavailable(name: str) -> str:
     """Why `library` has none, as a sentence that says what to do; "" where it has."""
     return _loaded(name)[1]

@@ -43,6 +43,8 @@ def _all(r: Result) -> Iterator[tuple[float, str]]:
             f"PyTorch uses {r.threads} of {r.cores} cores: --threads {r.cores}, or unset "
             "OMP_NUM_THREADS.",
         )
+    if r.no_kernels:
+        yield 1.5, f"Sfumato's own kernels for the CPU are not used: {r.no_kernels}."
     yield from _precision(r)
     if r.step.waited >= WAITING:
         yield (

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.data.images import Images
 from sfumato.errors import ConfigError
 from sfumato.networks.base import Network
+from sfumato.networks.native.library import unavailable
 from sfumato.recipes.bench.result import Rates, Result, StepTimes
 from sfumato.recipes.bench.subject import Subject, feed
 from sfumato.recipes.build import network_of
@@ -116,6 +117,7 @@ def measure(
         threads=torch.get_num_threads(),
         device=device,
         unused_cuda=device == "cpu" and torch.cuda.is_available(),
+        no_kernels=unavailable("norm") if device == "cpu" else "",
         spread=spread,
         granted=min(busy / (wall * torch.get_num_threads()), 1.0) if device == "cpu" else 1.0,
         environment=describe(device),

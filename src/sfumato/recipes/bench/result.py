@@ -57,6 +57,8 @@ class Result:
     threads: int = 1
     device: str = "cpu"
     unused_cuda: bool = False
+    no_kernels: str = ""
+    """Why the CPU's own kernels are missing."""
     spread: float = 1.0
     """Slowest over median round of the ceilings: well above 1 where others use the machine."""
     granted: float = 1.0

@@ -18,7 +18,11 @@ def flops(rate: float) -> str:
 
 def _machine(r: Result) -> list[str]:
     about = r.environment
-    where = ", ".join(f"{name} {about[name]}" for name in ("device", "threads", "torch") if about)
+    where = ", ".join(
+        f"{name} {about[name]}"
+        for name in ("device", "threads", "torch", "kernels")
+        if name in about
+    )
     lines = [f"ceilings ({where})"] if where else ["ceilings"]
     for name, rate in r.ceilings.items():
         lines.append(

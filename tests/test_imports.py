@@ -20,6 +20,7 @@ SOURCE = Path(sfumato.__file__).parent
 
 # A file imports from rows above its own. `errors` is for everybody.
 ROWS = [
+    {"native"},
     {"files", "gaussian", "noise", "placement", "processes", "randomness", "networks", "speed"},
     {"protocols", "diffusion"},
     {"denoiser", "parameterization", "solvers", "guidance"},
@@ -32,7 +33,7 @@ ROWS = [
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 WITHIN_A_ROW = {("codec", "likelihood"), ("cli", "studio"), ("guidance", "denoiser")}
 # These know arrays and files; of the library only row 1.
-ARRAYS_AND_FILES = ROWS[5]
+ARRAYS_AND_FILES = ROWS[6]
 WORDS_OF_THE_LADDER = {"eps", "abar", "alphabar", "beta", "betas", "timestep", "timesteps"}
 FREE_OF_THOSE_WORDS = {"solvers", "likelihood", "codec", "restoration"}
 
@@ -66,7 +67,7 @@ def allowed(here: str, there: str) -> bool:
     if there in (here, "errors") or (here, there) in WITHIN_A_ROW:
         return True
     if here in ARRAYS_AND_FILES:
-        return there in ROWS[0]
+        return there in ROWS[0] | ROWS[1]
     return ROW[there] < ROW[here]
 
 
@@ -95,7 +96,7 @@ def test_imports_come_from_rows_above(path: Path):
 def test_networks_import_torch_only(path: Path):
     for name in imports(path):
         top = name.split(".")[0]
-        own = name.startswith(("sfumato.networks", "sfumato.errors"))
+        own = name.startswith(("sfumato.networks", "sfumato.native", "sfumato.errors"))
         assert top in sys.stdlib_module_names or top == "torch" or own, name
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.native.noise import normal, takes
+
 
 class Purpose(IntEnum):
     """What a draw is for; draws of different purposes are independent."""
@@ -75,6 +77,10 @@ class Noise:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Return [B, *shape] independent standard normal numbers."""
+        if takes(dtype):
+            seeds, signs = zip(*self._signed(), strict=True) if self.seeds else ((), ())
+            draw = (0, int(purpose), self.number)
+            return normal(shape, dtype, seeds, signs, draw).to(device)
         out = np.empty((len(self.seeds), *shape))
         source = _Source()
         for row, (seed, sign) in zip(out, self._signed(), strict=True):

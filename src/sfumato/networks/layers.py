@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.networks.native.conv import conv3, takes
+from sfumato.native.conv import conv3, takes
 
 # Fills a weight and a bias, given the weight's fan-in and fan-out.
 Init = Callable[[Tensor, "Tensor | None", int, int], None]

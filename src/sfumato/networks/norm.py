@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.native.norm import norm_act, takes
 from sfumato.networks.layers import is_compiled_on_gpu, is_half_on_cpu, layout_of
-from sfumato.networks.native.norm import norm_act, takes
 
 
 class GroupNorm(nn.Module):
@@ -44,8 +44,17 @@ class GroupNorm(nn.Module):
             if bias.ndim > scale.ndim:
                 scale = scale.expand_as(bias)
             offset = None if offset is None else offset.float()
-            groups, eps = self.groups, self.eps
-            return norm_act(x, offset, scale, bias, groups=groups, eps=eps, silu=silu, dropout=p)
+            return norm_act(
+                x,
+                offset,
+                scale,
+                bias,
+                groups=self.groups,
+                eps=self.eps,
+                silu=silu,
+                dropout=p,
+                seed=int(torch.randint(2**63 - 1, ())) if p > 0 else 0,
+            )
         if offset is not None:
             x = x + _over_pixels(offset, x)
         h = self._normalised(x)

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from sfumato.errors import ConfigError
-from sfumato.networks.native.library import in_words
+from sfumato.native.library import in_words
 
 
 def pick_device(name: str) -> str:

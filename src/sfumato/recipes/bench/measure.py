@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sfumato.data.images import Images
 from sfumato.errors import ConfigError
+from sfumato.native.library import unavailable
 from sfumato.networks.base import Network
-from sfumato.networks.native.library import unavailable
 from sfumato.recipes.bench.result import Rates, Result, StepTimes
 from sfumato.recipes.bench.subject import Subject, feed
 from sfumato.recipes.build import network_of

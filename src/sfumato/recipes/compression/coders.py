@@ -92,8 +92,8 @@ def opened(model: Model, profile: Profile, header: Header) -> Generator[None]:
         if header.probe != _probe(model, profile, header):
             raise CodecError(
                 "this machine computes other last digits than the one this file was made on, and "
-                "would decode it into noise: use the same kind of processor and versions (and a C++ "
-                "compiler, if that one had one)"
+                "would decode it into noise: use the same kind of processor and versions, and a "
+                "C++ compiler if that one had one"
             )
         yield
     finally:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sfumato.networks.native.library import library
-from sfumato.networks.native.plain import is_plain_image_batch
+from sfumato.native.library import library
+from sfumato.native.plain import is_plain_image_batch
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:

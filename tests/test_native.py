@@ -7,22 +7,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfumato import randomness
+from sfumato.native import conv as native_conv
+from sfumato.native import noise
+from sfumato.native.conv import conv3
+from sfumato.native.library import library, unavailable
+from sfumato.native.norm import norm_act, takes
 from sfumato.networks import layers as layers_module
 from sfumato.networks import norm as norm_module
 from sfumato.networks.build import build_network
 from sfumato.networks.config import UNetConfig
 from sfumato.networks.layers import Conv, kaiming
-from sfumato.networks.native import conv as native_conv
-from sfumato.networks.native.conv import conv3
-from sfumato.networks.native.library import library, unavailable
-from sfumato.networks.native.norm import norm_act, takes
 from sfumato.networks.norm import GroupNorm
+from sfumato.randomness import Noise, Purpose
 
 needed = pytest.mark.skipif(library("norm") is None, reason=unavailable("norm"))
 # Channels that fill one and two vectors of 16 and some, images of one piece and of several.
@@ -66,7 +70,7 @@ def test_values_and_gradients_are_the_formula_s(shape, dtype, silu: bool, shared
         scale, shift = scale[0].clone(), shift[0].clone()
     ours = [t.requires_grad_() for t in (x, offset, scale, shift)]
     truth = [t.detach().double().requires_grad_() for t in ours]
-    y = norm_act(*ours, groups=groups, eps=1e-5, silu=silu, dropout=0)
+    y = norm_act(*ours, groups=groups, eps=1e-5, silu=silu)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     true = exact(*truth, groups, silu)
@@ -89,7 +93,7 @@ def test_results_depend_neither_on_threads_nor_on_the_batch():
     def asked(at: slice) -> tuple[Tensor, ...]:
         ours = [t[at].detach().requires_grad_() for t in (x, offset, scale, shift)]
         ours[0] = ours[0].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        y = norm_act(*ours, groups=16, eps=1e-5, silu=True, dropout=0)
+        y = norm_act(*ours, groups=16, eps=1e-5, silu=True)
         return y, *torch.autograd.grad(y, ours, torch.ones_like(y))
 
     try:
@@ -110,7 +114,7 @@ def test_float32_keeps_its_digits_far_from_zero(offset: float):
     x = images((2, 64, 33, 31), torch.float32)
     x = x + offset * torch.arange(64.0)[:, None, None] / 64
     zeros, ones = torch.zeros(64), torch.ones(64)
-    y = norm_act(x, None, ones, zeros, groups=16, eps=1e-5, silu=False, dropout=0)
+    y = norm_act(x, None, ones, zeros, groups=16, eps=1e-5, silu=False)
     assert error(y, F.group_norm(x.double(), 16, eps=1e-5)) < 2e-6 * (1 + offset / 10)
 
 
@@ -122,12 +126,12 @@ def test_silu_far_out_and_what_is_not_a_number(dtype: torch.dtype):
         [-1e4, -100, -88, -87, -20, -1, -1e-3, 0, 1e-3, 1, 20, 87, 88, 100, 1e4, 7]
     )
     zeros = torch.zeros(16)
-    y = norm_act(x, None, zeros, shift, groups=4, eps=1e-5, silu=True, dropout=0)[0, :, 0, 0]
+    y = norm_act(x, None, zeros, shift, groups=4, eps=1e-5, silu=True)[0, :, 0, 0]
     torch.testing.assert_close(y, F.silu(shift.double()).to(dtype), rtol=CLOSE[dtype], atol=1e-35)
     for bad in (float("nan"), float("inf")):
         worse = x.clone()
         worse[0, 0, 0, 0] = bad
-        y = norm_act(worse, None, zeros + 1, zeros, groups=4, eps=1e-5, silu=True, dropout=0)
+        y = norm_act(worse, None, zeros + 1, zeros, groups=4, eps=1e-5, silu=True)
         assert y[:, :4].isnan().all()
         assert y[:, 4:].isfinite().all()
 
@@ -137,8 +141,7 @@ def dropped(x: Tensor, p: float, seed: int) -> tuple[Tensor, Tensor]:
     channels = x.shape[1]
     scale = torch.zeros(len(x), channels)
     shift = torch.ones(len(x), channels, requires_grad=True)
-    torch.manual_seed(seed)
-    y = norm_act(x, None, scale, shift, groups=4, eps=1e-5, silu=False, dropout=p)
+    y = norm_act(x, None, scale, shift, groups=4, eps=1e-5, silu=False, dropout=p, seed=seed)
     return y, torch.autograd.grad(y, shift, torch.ones_like(y))[0]
 
 
@@ -161,7 +164,7 @@ def test_dropout_s_mask_is_even_independent_and_the_gradient_s_own(p: float, cha
 @needed
 def test_dropout_repeats_with_the_seed():
     x = images((2, 32, 8, 8), torch.bfloat16)
-    first, again, other = (dropped(x, 0.3, seed)[0] for seed in (5, 5, 6))
+    first, again, other = (dropped(x, 0.3, seed)[0] for seed in (5, 5, 5 + 2**40))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -378,12 +381,57 @@ def test_the_layer_is_the_same_with_and_without_the_kernels(monkeypatch):
             torch.testing.assert_close(ours, layer(x, **options), rtol=1e-5, atol=1e-5)
 
 
+counted = pytest.mark.skipif(library("noise") is None, reason=unavailable("noise"))
+
+
+@counted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_numpy_s_own_to_the_last_bit(dtype: torch.dtype):
+    seeds, signs = [0, 1, 2**63 - 1, -5], [1, -1, 1, -1]
+    found = noise.normal((300_001,), dtype, seeds, signs, (3, 1, 2**64 - 1))  # Tails among them.
+    for row, seed, sign in zip(found, seeds, signs, strict=True):
+        counter = np.array([0, 3, 1, 2**64 - 1], dtype=np.uint64)
+        bits = np.random.Philox(key=seed % 2**64, counter=counter)
+        expected = sign * np.random.Generator(bits).standard_normal(300_001)
+        assert torch.equal(row, torch.from_numpy(expected).to(dtype))
+
+
+@counted
+def test_noise_is_drawn_by_the_kernel_and_the_same_without(monkeypatch):
+    for drawn in (Noise((4, 2**40, 7)), Noise((4, 5, 7), number=3, antithetic=True), Noise(())):
+        ours = drawn.normal((3, 5), Purpose.CHURN)
+        with monkeypatch.context() as patch:
+            patch.setattr(noise, "normal", None)  # Whoever takes it fails.
+            patch.setattr(randomness, "takes", lambda _: False)
+            theirs = drawn.normal((3, 5), Purpose.CHURN)
+        assert torch.equal(ours, theirs)
+        assert ours.shape == (len(drawn.seeds), 3, 5)
+    assert noise.takes(torch.float32)
+    assert not noise.takes(torch.bfloat16)
+    half = Noise((1,)).normal((7,), Purpose.START, torch.bfloat16)
+    assert torch.equal(half, Noise((1,)).normal((7,), Purpose.START, torch.float64).bfloat16())
+
+
+@needed
+def test_the_layer_s_dropout_repeats_with_torch_s_seed():
+    layer, x = GroupNorm(32, 1e-5), images((2, 32, 8, 8), torch.bfloat16)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn += [layer(x, p=0.3), layer(x, p=0.3)]
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[4])
+
+
 CHECK = """
 import warnings
 warnings.simplefilter("error" if {strict} else "ignore")
 import torch
-from sfumato.networks.native.library import library, unavailable
+from sfumato.native.library import library, unavailable
 from sfumato.networks.norm import GroupNorm
+from sfumato.randomness import Noise, Purpose
 x = torch.randn(2, 32, 8, 8).contiguous(memory_format=torch.channels_last)
 GroupNorm(32, 1e-5)(x, silu=True)
 print(unavailable("norm") or "built")

@@ -19,6 +19,8 @@ import warnings
 from ctypes import c_double, c_float, c_int, c_long, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
+import numpy as np
+
 # No -ffast-math: linked into a library, it would flush the whole process's small numbers to zero.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _SIZES = [c_long, c_long, c_long, c_long]
@@ -38,6 +40,9 @@ KERNELS = {
         "conv_weights": [c_void_p, c_long, c_long, c_int, c_float, c_long, c_long, c_void_p, c_int],
         "conv_bfloat16": [*[c_void_p] * 4, c_float, c_void_p, *_IMAGES],
         "conv_gradient": [*[c_void_p] * 4, *_IMAGES],
+    },
+    "noise": {
+        "noise_fill": [c_void_p, c_int, c_long, c_long, *[c_void_p] * 2, *[c_uint64] * 3, c_int]
     },
 }
 
@@ -68,8 +73,11 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str]:
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
         return None, f"there is no {os.environ.get('CXX') or 'g++'}: install a C++ compiler"
+    others = _numpy() if name == "noise" else ()
+    if others is None:
+        return None, "this numpy comes without its static libraries: install it from PyPI"
     try:
-        kernels = ctypes.CDLL(str(_compiled(name, compiler)))
+        kernels = ctypes.CDLL(str(_compiled(name, compiler, others)))
     except (OSError, subprocess.SubprocessError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         why = f"{compiler} could not build them ({told[0] if told else error})"
@@ -81,11 +89,11 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str]:
     return kernels, ""
 
 
-def _compiled(name: str, compiler: str) -> Path:
+def _compiled(name: str, compiler: str, others: tuple[str, ...]) -> Path:
     """The shared library's file, compiled into a temporary name and renamed."""
     source = Path(__file__).with_name(f"{name}.cpp")
-    asked = [source.read_bytes(), " ".join((compiler, *FLAGS)).encode(), _processor().encode()]
-    key = hashlib.sha256(b"\0".join(asked)).hexdigest()[:16]
+    asked = [source.read_text(), compiler, *FLAGS, *others, np.__version__, _processor()]
+    key = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"
     file = folder / f"{name}-{key}.so"
     if file.exists():
@@ -93,10 +101,19 @@ def _compiled(name: str, compiler: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "kernels.so"
-        command = [compiler, *FLAGS, "-o", str(made), str(source)]
+        command = [compiler, *FLAGS, "-o", str(made), str(source), *others]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         made.replace(file)
     return file
+
+
+def _numpy() -> tuple[str, ...] | None:
+    """Where numpy's headers and its distributions, to be linked, are; None where they are not."""
+    headers, random = Path(np.get_include()), Path(np.random.__file__).parent
+    parts = random / "lib" / "libnpyrandom.a", headers.parent / "lib" / "libnpymath.a"
+    if not all(part.exists() for part in parts):
+        return None
+    return (f"-I{headers}", *map(str, parts))
 
 
 def _multiplies_bfloat16() -> bool:

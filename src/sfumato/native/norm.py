@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sfumato.networks.native.library import library
-from sfumato.networks.native.plain import is_plain_image_batch
+from sfumato.native.library import library
+from sfumato.native.plain import is_plain_image_batch
 
 
 def takes(x: Tensor) -> bool:
@@ -30,18 +30,16 @@ def norm_act(
     groups: int,
     eps: float,
     silu: bool,
-    dropout: float,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
     """dropout(act(norm(x + offset) scale + shift)) of [B, C, H, W], in x's dtype and layout.
 
     offset is float32 [B, C]; scale and shift are float32, [C] or [B, C]. Dropout is in steps of
-    2^-16, its mask a hash of the element's place and of one draw from torch's default generator,
-    computed again for the gradient. Gradients are first order: no graph is made of them.
+    2^-16, its mask a hash of the element's place and of the seed, below 2^63, computed again for the
+    gradient. Gradients are first order: no graph is made of them.
     """
-    kept, seed = 65536, 0
-    if dropout > 0:
-        kept = round((1 - dropout) * 65536)
-        seed = int(torch.randint(2**63 - 1, ()))
+    kept = round((1 - dropout) * 65536)
     choices = (groups, eps, silu, kept, seed)
     offset = None if offset is None else offset.contiguous()
     scale, shift = scale.contiguous(), shift.contiguous()

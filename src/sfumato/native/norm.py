@@ -36,8 +36,8 @@ def norm_act(
     """dropout(act(norm(x + offset) scale + shift)) of [B, C, H, W], in x's dtype and layout.
 
     offset is float32 [B, C]; scale and shift are float32, [C] or [B, C]. Dropout is in steps of
-    2^-16, its mask a hash of the element's place and of the seed, below 2^63, computed again for the
-    gradient. Gradients are first order: no graph is made of them.
+    2^-16; its mask is a hash of the element's place and of the seed, from 0 to 2^63 - 1, and is
+    computed again for the gradient. Gradients are first order: no graph is made of them.
     """
     kept = round((1 - dropout) * 65536)
     choices = (groups, eps, silu, kept, seed)

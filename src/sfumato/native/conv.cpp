@@ -121,6 +121,7 @@ static INLINE void product(const uint16_t *V, const uint16_t *U, float *M, long 
 template <int N> static void products(const uint16_t *V, const uint16_t *U, float *M, long tiles, long C) {
     long i = 0;
     for (; i + ROWS <= tiles; i += ROWS) product<ROWS, N>(V + i * C, U, M + i * 16 * N, C, 16 * N);
+    for (; i + 3 <= tiles; i += 3) product<3, N>(V + i * C, U, M + i * 16 * N, C, 16 * N);
     for (; i < tiles; i++) product<1, N>(V + i * C, U, M + i * 16 * N, C, 16 * N);
 }
 
@@ -171,10 +172,13 @@ static void panel(const uint16_t *V, const uint16_t *U, float *M, long T, const 
     restored<N>(M, T, bias, plus, weight, s, from, tiles, k, y);
 }
 
-// Tiles at once: what is transformed stays in the cache.
-static long block_of(long C) {
-    const long groups = 1024 / C;
-    return ROWS * (groups < 2 ? 2 : groups > 8 ? 8 : groups);
+static INLINE long least(long a, long b) { return a < b ? a : b; }
+static INLINE long upwards(long a, long b) { return (a + b - 1) / b; }
+
+// Tiles at once: what is transformed stays in the cache, and every thread has some.
+static long block_of(long C, long all, int threads) {
+    const long groups = 1024 / C, most = ROWS * (groups < 2 ? 2 : least(groups, 8));
+    return least(most, upwards(upwards(all, threads), 3) * 3);
 }
 
 // y [B, H, W, K] = conv(x) + bias + weight plus, which may be null; U as told above. `kind`: x may be
@@ -184,7 +188,7 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
                              float weight, uint16_t *y, long B, long H, long W, long C, long K, int kind,
                              int threads) {
     const Image s = {B, H, W, C, K, (Kind)kind};
-    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of(C), blocks = (all + T - 1) / T;
+    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of(C, all, threads), blocks = upwards(all, T);
     bool fine = true;
 #pragma omp parallel num_threads(threads) reduction(&& : fine)
     {
@@ -292,12 +296,19 @@ static void gains(const uint16_t *V, const uint16_t *D, long pairs, long C, long
     for (long c = 0; c < C; c += 4) gained<N>(V + 2 * c, D, pairs, C, K, dU + c * K);
 }
 
+// Tiles at once: enough for the sums, [16, C, K], to be worth fetching; pairs, and some a thread.
+static long block_of_gradient(long C, long K, long all, int threads) {
+    const long most = C * K / 128 < 96 ? 96 : least(C * K / 128, 512);
+    return 2 * upwards(least(most, upwards(all, threads)), 2);
+}
+
 // dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K], where x may be doubled. Returns 1 without memory.
 extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, float *dbias, long B, long H, long W,
                              long C, long K, int kind, int threads) {
     const Image s = {B, H, W, C, K, (Kind)kind};
-    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = 2 * block_of(C > K ? C : K), blocks = (all + T - 1) / T;
-    const long parts = threads < blocks ? threads : blocks, each = 16 * C * K + K;
+    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of_gradient(C, K, all, threads), blocks = upwards(all, T);
+    const long each = 16 * C * K + K, most = least(threads, blocks), room = (1l << 26) / each;
+    const long parts = room < 1 ? 1 : least(most, room);  // Their sums take 256 MB at most.
     float *sums = (float *)calloc(parts * each, 4);
     bool fine = sums;
     if (fine) {

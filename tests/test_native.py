@@ -280,20 +280,29 @@ def test_a_convolution_of_doubled_images_is_torch_s_in_float64(shape):
 
 
 @multiplied
-def test_convolutions_depend_neither_on_threads_nor_on_the_batch():
-    (x, weight, bias, plus), _ = convolved((3, 64, 64, 31, 33))
+@pytest.mark.parametrize("shape", [(3, 64, 64, 31, 33), (3, 96, 160, 9, 5)])
+def test_convolutions_depend_neither_on_threads_nor_on_the_batch(shape):
+    ours, dy = convolved(shape)
     before = torch.get_num_threads()
-    with torch.no_grad():
-        try:
-            torch.set_num_threads(1)
-            one = conv3(x, weight, bias, 0.5, plus)
-            torch.set_num_threads(2)
-            two = conv3(x, weight, bias, 0.5, plus)
-        finally:
-            torch.set_num_threads(before)
-        x, plus = (t[1:2].contiguous(memory_format=torch.channels_last) for t in (x, plus))
-        assert torch.equal(one, two)
-        assert torch.equal(one[1:2], conv3(x, weight, bias, 0.5, plus))
+
+    def asked(threads: int, at: slice) -> tuple[Tensor, ...]:
+        x, weight, bias, plus = (t.detach() for t in ours)
+        x, plus, gradient = (
+            t[at].contiguous(memory_format=torch.channels_last) for t in (x, plus, dy)
+        )
+        inputs = [t.requires_grad_() for t in (x, weight, bias, plus)]
+        torch.set_num_threads(threads)
+        y = conv3(*inputs[:3], 0.5, inputs[3])
+        return y, *torch.autograd.grad(y, inputs, gradient)
+
+    try:
+        one, two, alone = asked(1, slice(3)), asked(2, slice(3)), asked(2, slice(1, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    for a, b in zip(one, alone, strict=True):
+        if a.ndim == 4 and len(a) == 3:  # Not what is summed over the batch.
+            assert torch.equal(a[1:2], b)
 
 
 @multiplied

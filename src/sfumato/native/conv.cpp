@@ -270,10 +270,10 @@ static void in_pairs(const uint16_t *x, const Image &s, long C, long from, long 
 
 // dU [C, K] of a position gains products over pairs of tiles, 4 inputs by 16 N outputs at a time.
 template <int N>
-static INLINE void gained(const uint16_t *V, const uint16_t *D, long pairs, long C, long K, float *dU) {
+static INLINE void gained(const uint16_t *V, const uint16_t *D, long pairs, long C, long K, bool first, float *dU) {
     __m512 sum[4][N];
     for (int r = 0; r < 4; r++)
-        for (int n = 0; n < N; n++) sum[r][n] = _mm512_loadu_ps(dU + r * K + 16 * n);
+        for (int n = 0; n < N; n++) sum[r][n] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(dU + r * K + 16 * n);
     for (long i = 0; i < pairs; i++) {
         __m512bh d[N];
 #pragma GCC unroll 4
@@ -292,51 +292,47 @@ static INLINE void gained(const uint16_t *V, const uint16_t *D, long pairs, long
 }
 
 template <int N>
-static void gains(const uint16_t *V, const uint16_t *D, long pairs, long C, long K, float *dU) {
-    for (long c = 0; c < C; c += 4) gained<N>(V + 2 * c, D, pairs, C, K, dU + c * K);
+static void gains(const uint16_t *V, const uint16_t *D, long pairs, long inputs, long C, long K, bool first, float *dU) {
+    for (long c = 0; c < inputs; c += 4) gained<N>(V + 2 * c, D, pairs, C, K, first, dU + c * K);
 }
 
-// Tiles at once: enough for the sums, [16, C, K], to be worth fetching; pairs, and some a thread.
-static long block_of_gradient(long C, long K, long all, int threads) {
-    const long most = C * K / 128 < 96 ? 96 : least(C * K / 128, 512);
-    return 2 * upwards(least(most, upwards(all, threads)), 2);
-}
+static const long CHUNK = 32;  // tiles whose pixels' sums go into one line
 
 // dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K], where x may be doubled. Returns 1 without memory.
 extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, float *dbias, long B, long H, long W,
                              long C, long K, int kind, int threads) {
     const Image s = {B, H, W, C, K, (Kind)kind};
-    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of_gradient(C, K, all, threads), blocks = upwards(all, T);
-    const long each = 16 * C * K + K, most = least(threads, blocks), room = (1l << 26) / each;
-    const long parts = room < 1 ? 1 : least(most, room);  // Their sums take 256 MB at most.
-    float *sums = (float *)calloc(parts * each, 4);
-    bool fine = sums;
+    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), lines = upwards(all, CHUNK);
+    const long T = least(CHUNK * lines, C + K > 256 ? 256 : 512), panels = upwards(K, 64), parts = upwards(C, 64);
+    uint16_t *V = (uint16_t *)aligned_alloc(64, 32 * T * C), *D = (uint16_t *)aligned_alloc(64, 32 * T * K);
+    float *dU = (float *)aligned_alloc(64, 64 * C * K), *sums = (float *)calloc(lines * K, 4);
+    const bool fine = V && D && dU && sums;
     if (fine) {
-#pragma omp parallel for num_threads(parts) reduction(&& : fine) schedule(static)
-        for (long part = 0; part < parts; part++) {
-            uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2), *D = (uint16_t *)aligned_alloc(64, 16 * T * K * 2);
-            float *dU = sums + part * each;
-            fine = V && D;
-            for (long block = part * blocks / parts; fine && block < (part + 1) * blocks / parts; block++) {
-                const long from = block * T, tiles = all - from < T ? all - from : T, pairs = (tiles + 1) / 2;
-                in_pairs<false>(x, s, C, from, tiles, T, V, nullptr);
-                in_pairs<true>(dy, s, K, from, tiles, T, D, dU + 16 * C * K);
-                for (int j = 0; j < 16; j++)
-                    for (long k = 0; k < K && !adds_nothing(s, j); k += 64) {
-                        const long left = K - k < 64 ? (K - k) / 16 : 4;
-                        (left == 4 ? gains<4> : left == 3 ? gains<3> : left == 2 ? gains<2> : gains<1>)(
-                            V + j * T * C, D + j * T * K + 2 * k, pairs, C, K, dU + j * C * K + k);
-                    }
+#pragma omp parallel num_threads(threads)
+        for (long from = 0; from < all; from += T) {
+            const long tiles = least(all - from, T);
+#pragma omp for schedule(static)
+            for (long i = 0; i < tiles; i += CHUNK) {
+                const long n = least(tiles - i, CHUNK);
+                in_pairs<false>(x, s, C, from + i, n, T, V + i * C, nullptr);
+                in_pairs<true>(dy, s, K, from + i, n, T, D + i * K, sums + (from + i) / CHUNK * K);
             }
-            free(V), free(D);
+#pragma omp for schedule(dynamic)
+            for (long task = 0; task < 16 * panels * parts; task++) {
+                const long j = task / (panels * parts), k = task / parts % panels * 64, c = task % parts * 64;
+                if (adds_nothing(s, j)) continue;
+                const long left = K - k < 64 ? (K - k) / 16 : 4;
+                (left == 4 ? gains<4> : left == 3 ? gains<3> : left == 2 ? gains<2> : gains<1>)(
+                    V + j * T * C + 2 * c, D + j * T * K + 2 * k, upwards(tiles, 2), least(C - c, 64), C, K, from == 0,
+                    dU + (j * C + c) * K + k);
+            }
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (long c = 0; c < C; c++)
             for (long k = 0; k < K; k += 16) {  // G^T dU G
                 __m512 u[16], h[12];
                 for (int j = 0; j < 16; j++) {
-                    u[j] = _mm512_setzero_ps();
-                    for (long part = 0; part < parts; part++) u[j] += _mm512_loadu_ps(sums + part * each + (j * C + c) * K + k);
+                    u[j] = adds_nothing(s, j) ? _mm512_setzero_ps() : _mm512_loadu_ps(dU + (j * C + c) * K + k);
                 }
                 for (int q = 0; q < 4; q++) {
                     __m512 both = 0.5f * (u[4 + q] + u[8 + q]);
@@ -350,10 +346,11 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
                 }
             }
         for (long k = 0; k < K; k++) {
-            dbias[k] = 0;
-            for (long part = 0; part < parts; part++) dbias[k] += sums[part * each + 16 * C * K + k];
+            double sum = 0;
+            for (long line = 0; line < lines; line++) sum += sums[line * K + k];
+            dbias[k] = sum;
         }
     }
-    free(sums);
+    free(V), free(D), free(dU), free(sums);
     return fine ? 0 : 1;
 }

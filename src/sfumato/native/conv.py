@@ -40,8 +40,8 @@ def conv3(
 
     `doubled` repeats every pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16.
 
-    Weight [K, C, 3, 3] and bias [K] are float32, as are their gradients; gradients of weights add
-    up in an order that depends on torch's number of threads. Gradients are first order.
+    Weight [K, C, 3, 3] and bias [K] are float32, as are their gradients. `doubled` repeats every
+    pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16. Gradients are first order.
     """
     if plus is not None:
         plus = plus.to(x.dtype).contiguous(memory_format=torch.channels_last)

@@ -92,7 +92,15 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str]:
 def _compiled(name: str, compiler: str, others: tuple[str, ...]) -> Path:
     """The shared library's file, compiled into a temporary name and renamed."""
     source = Path(__file__).with_name(f"{name}.cpp")
-    asked = [source.read_text(), compiler, *FLAGS, *others, np.__version__, _processor()]
+    headers = sorted(source.parent.glob("*.h"))
+    asked = [
+        *(file.read_text() for file in (source, *headers)),
+        compiler,
+        *FLAGS,
+        *others,
+        np.__version__,
+        _processor(),
+    ]
     key = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"
     file = folder / f"{name}-{key}.so"

@@ -42,7 +42,15 @@ KERNELS = {
         "conv_gradient": [*[c_void_p] * 4, *_IMAGES],
     },
     "noise": {
-        "noise_fill": [c_void_p, c_int, c_long, c_long, *[c_void_p] * 2, *[c_uint64] * 3, c_int]
+        "noise_tables": [c_void_p],
+        "noise_fill": [
+            *[c_void_p] * 2,
+            c_int,
+            *[c_long] * 2,
+            *[c_void_p] * 2,
+            *[c_uint64] * 3,
+            c_int,
+        ],
     },
 }
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from ctypes import CDLL
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +16,7 @@ from sfumato.native.library import library
 
 def takes(dtype: torch.dtype) -> bool:
     """Whether `normal` can be asked for numbers of this type."""
-    return dtype in (torch.float32, torch.float64) and library("noise") is not None
+    return dtype in (torch.float32, torch.float64) and _tables() is not None
 
 
 def normal(
@@ -27,19 +31,43 @@ def normal(
     To the last bit those of numpy's `Generator(Philox)` with the seed for its key, from the counter
     (0, *draw) on, drawn in float64 and rounded.
     """
+    tables = _tables()
+    assert tables is not None
+    return _filled(tables, shape, dtype, seeds, signs, draw)
+
+
+@functools.cache
+def _tables() -> Tensor | None:
+    """What the kernel takes most numbers from; None where there is none that agrees with numpy."""
     kernels = library("noise")
-    assert kernels is not None
+    if kernels is None:
+        return None
+    tables = torch.empty(2 * 256, dtype=torch.int64)
+    kernels.noise_tables(tables.data_ptr())
+    bits = np.random.Philox(key=3, counter=np.array([0, 1, 2, 5], dtype=np.uint64))
+    expected = np.random.Generator(bits).standard_normal(10_000)
+    found = _filled(tables, expected.shape, torch.float64, [3], [1], (1, 2, 5))
+    return tables if np.array_equal(found[0].numpy(), expected) else None
+
+
+def _filled(
+    tables: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    seeds: Sequence[int],
+    signs: Sequence[int],
+    draw: tuple[int, int, int],
+) -> Tensor:
     out = torch.empty((len(seeds), *shape), dtype=dtype)
     if out.numel() == 0:
         return out
     # Of 64 bits, whatever is asked: torch has no arithmetic of unsigned ones.
     keys = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in seeds])
     turned = torch.tensor(signs, dtype=torch.float64)
-    failed = kernels.noise_fill(
-        *(out.data_ptr(), dtype == torch.float32, len(seeds), out[0].numel()),
-        *(keys.data_ptr(), turned.data_ptr(), *(number % 2**64 for number in draw)),
+    cast(CDLL, library("noise")).noise_fill(
+        *(tables.data_ptr(), out.data_ptr(), dtype == torch.float32),
+        *(len(seeds), out[0].numel(), keys.data_ptr(), turned.data_ptr()),
+        *(number % 2**64 for number in draw),
         torch.get_num_threads(),
     )
-    if failed:
-        raise MemoryError(f"no memory for noise of shape {tuple(out.shape)}")
     return out

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from sfumato.networks import layers as layers_module
 from sfumato.networks import norm as norm_module
 from sfumato.networks.build import build_network
 from sfumato.networks.config import UNetConfig
-from sfumato.networks.layers import Conv, kaiming
+from sfumato.networks.layers import Conv, Resample, kaiming
 from sfumato.networks.norm import GroupNorm
 from sfumato.randomness import Noise, Purpose
 
@@ -316,18 +318,29 @@ def test_what_is_not_a_number_stays_where_it_is():
     assert y[0, :, :2].isfinite().all()
 
 
+class Counted:
+    """The kernels of a library, and how often each was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.kernels = library("conv")
+        monkeypatch.setattr(native_conv, "_kernels", lambda: self)
+
+    def __getattr__(self, name: str):
+        self.asked.append(name)
+        return getattr(self.kernels, name)
+
+
 @multiplied
 def test_frozen_weights_and_inputs_cost_no_gradient(monkeypatch):
     (x, weight, bias, _), dy = convolved((2, 16, 16, 8, 8))
-    asked = []
-    plain = native_conv._convolved
-    monkeypatch.setattr(
-        native_conv, "_convolved", lambda *a, **k: asked.append("x") or plain(*a, **k)
-    )
+    counted = Counted(monkeypatch)
+    once = ["conv_weights", "conv_bfloat16"]
     conv3(x.detach(), weight, bias, 1.0, None).backward(dy)
-    assert asked == ["x"]  # The forward pass alone.
+    assert counted.asked == [*once, "conv_gradient"]
+    counted.asked.clear()
     conv3(x, weight.detach(), bias.detach(), 1.0, None).backward(dy)
-    assert asked == ["x"] * 3
+    assert counted.asked == [*once, *once]
     assert x.grad is not None
 
 
@@ -335,15 +348,147 @@ def test_frozen_weights_and_inputs_cost_no_gradient(monkeypatch):
 def test_the_layer_takes_the_kernel_where_it_can():
     layer = Conv(32, 48, 3, kaiming)
     x = images((2, 32, 8, 8), torch.bfloat16)
-    assert native_conv.takes(x, layer.weight)
-    others = [x.float(), x.contiguous(), x[:, :24].contiguous(memory_format=torch.channels_last)]
-    assert [native_conv.takes(t, layer.weight) for t in others] == [False] * 3
-    assert not native_conv.takes(x, layer.weight.bfloat16())
-    assert not native_conv.takes(x, Conv(32, 48, 1, kaiming).weight)
-    assert not native_conv.takes(x, Conv(32, 40, 3, kaiming).weight)
+    for y in (layer(x), layer.doubled(x), Resample((1, 1), up=True).then(layer, x)):
+        assert y.grad_fn.name() == "_Conv3Backward"
+    last = torch.channels_last
+    others = [x.float(), x.contiguous(), x[:, :16].contiguous(memory_format=last), x[:, :, :1, :1]]
+    weight, bias = layer.weight, layer.bias
+    assert [native_conv.takes(t, weight, bias) for t in others] == [False] * 4
+    assert not native_conv.takes(x, weight.bfloat16(), bias)
+    assert not native_conv.takes(x, weight.to("meta"), bias)
+    assert not native_conv.takes(x, weight, bias[:16])
+    for other in (Conv(32, 48, 1, kaiming), Conv(32, 40, 3, kaiming), Conv(64, 48, 3, kaiming)):
+        assert not native_conv.takes(x, other.weight, other.bias)
     with FlopCounterMode(display=False) as counter:
         layer(x)
     assert counter.get_total_flops() == 2 * 2 * 64 * 9 * 32 * 48
+    with pytest.raises(RuntimeError, match="channels"):
+        Conv(64, 48, 3, kaiming)(x)
+
+
+@multiplied
+def test_what_is_added_may_be_a_value_a_channel():
+    (x, weight, bias, _), _ = convolved((2, 16, 32, 4, 6))
+    plus = torch.randn(2, 32, 1, 1).bfloat16().requires_grad_()
+    y = conv3(x, weight, bias, 1.0, plus)
+    assert error(y, F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + plus) < 5e-3
+    (sums,) = torch.autograd.grad(y, plus, torch.ones_like(y))
+    assert torch.equal(sums, torch.full_like(plus, 24))
+
+
+def second(layer, x: Tensor, others: list[Tensor]) -> list[Tensor]:
+    """Derivatives of a function of the gradient of a function of the layer."""
+    inputs = [x, *others]
+    y = layer(*inputs)
+    first = torch.autograd.grad((y.float().sin()).sum(), inputs, create_graph=True)
+    total = torch.stack([g.float().square().sum() for g in first]).sum()
+    return list(torch.autograd.grad(total, inputs))
+
+
+@needed
+@pytest.mark.parametrize("silu", [False, True])
+def test_second_derivatives_are_torch_s(silu: bool):
+    x = images((2, 16, 4, 6), torch.float32).requires_grad_()
+    offset, scale, shift = (t.requires_grad_() for t in lines(2, 16))
+    options = {"groups": 4, "eps": 1e-5, "silu": silu}
+    found = second(lambda *a: norm_act(*a, **options), x, [offset, scale, shift])
+    truth = [t.detach().double().requires_grad_() for t in (x, offset, scale, shift)]
+
+    def plain(*inputs: Tensor) -> Tensor:
+        return exact(*inputs, 4, silu)
+
+    y = plain(*truth)
+    first = torch.autograd.grad(y.sin().sum(), truth, create_graph=True)
+    total = torch.stack([g.square().sum() for g in first]).sum()
+    for mine, theirs in zip(found, torch.autograd.grad(total, truth), strict=True):
+        assert error(mine, theirs) < 1e-4
+    y = norm_act(x, offset, scale, shift, **options, dropout=0.5, seed=1)
+    with pytest.raises(NotImplementedError, match="eval"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@multiplied
+@pytest.mark.parametrize("doubled", [False, True])
+def test_second_derivatives_of_convolutions_are_torch_s(doubled: bool):
+    (x, weight, bias, _), _ = convolved((2, 16, 32, 4, 6))
+    found = second(lambda *a: conv3(*a, doubled=doubled), x, [weight, bias])
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        h = F.interpolate(x, scale_factor=2.0) if doubled else x
+        return F.conv2d(h, weight.to(x.dtype), bias.to(x.dtype), padding=1)
+
+    for mine, theirs in zip(found, second(plain, x, [weight, bias]), strict=True):
+        assert theirs.norm() > 0
+        assert error(mine, theirs.double()) < 0.05  # Of bfloat16, twice.
+
+
+@multiplied
+def test_gradients_in_batches_go_through_torch():
+    """Group norm's own gradient, channels last, is not for batches in torch either."""
+    (x, weight, bias, _), _ = convolved((2, 16, 32, 4, 6))
+    y = conv3(x, weight, bias)
+    dys = torch.stack([images((2, 32, 4, 6), torch.bfloat16, seed) for seed in (8, 9)])
+    both = torch.autograd.grad(y, (x, weight), dys, is_grads_batched=True, retain_graph=True)
+    for i, dy in enumerate(dys):
+        alone = torch.autograd.grad(y, (x, weight), dy, retain_graph=True)
+        for found, expected in zip(both, alone, strict=True):
+            assert error(found[i], expected.double()) < 1e-2
+
+
+@needed
+def test_torch_s_defaults_of_type_and_device_change_nothing():
+    x = images((2, 32, 6, 6), torch.bfloat16).requires_grad_()
+    layer, conv = GroupNorm(32, 1e-5), Conv(32, 32, 3, kaiming)
+
+    def asked() -> list[Tensor]:
+        y = conv(layer(x, silu=True))
+        inputs = (x, *layer.parameters(), *conv.parameters())
+        drawn = Noise((1, 2)).normal((3, 4), Purpose.START)
+        return [drawn, y, *torch.autograd.grad(y, inputs, torch.ones_like(y))]
+
+    plain = asked()
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            assert all(torch.equal(a, b) for a, b in zip(plain, asked(), strict=True))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert all(torch.equal(a, b) for a, b in zip(plain, asked(), strict=True))
+
+
+@needed
+def test_what_was_saved_may_come_back_in_another_layout():
+    x = images((2, 32, 6, 6), torch.bfloat16).requires_grad_()
+    layer, conv = GroupNorm(32, 1e-5), Conv(32, 32, 3, kaiming)
+
+    def asked() -> tuple[Tensor, ...]:
+        y = conv(layer(x, silu=True))
+        return torch.autograd.grad(y, (x, *layer.parameters(), *conv.parameters()), y.detach())
+
+    plain = asked()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(plain, asked(), strict=True))
+
+
+@needed
+def test_an_outlying_first_pixel_costs_no_digits():
+    for value in (10.0, 100.0, 1000.0):
+        x = images((1, 64, 64, 64), torch.float32) / 2
+        x[:, :, 0, 0] = value
+        x.requires_grad_()
+        y = norm_act(x, None, torch.ones(64), torch.zeros(64), groups=16, eps=1e-5, silu=False)
+        truth = x.detach().double().requires_grad_()
+        true = F.group_norm(truth, 16, eps=1e-5)
+        assert error(y, true) < 1e-5
+        dy = images((1, 64, 64, 64), torch.float32, 3)
+        found, expected = (
+            torch.autograd.grad(y, x, dy),
+            torch.autograd.grad(true, truth, dy.double()),
+        )
+        assert error(found[0], expected[0]) < 1e-5
 
 
 @needed
@@ -371,7 +516,7 @@ def test_a_bfloat16_network_is_as_near_to_float64_as_by_torch_s_layers(monkeypat
     assert gradient < 1e-5
     network.set_compute(torch.bfloat16, channels_last=True)
     ours = asked()
-    monkeypatch.setattr(norm_module, "takes", lambda _: False)
+    monkeypatch.setattr(norm_module, "takes", lambda *_: False)
     monkeypatch.setattr(layers_module, "takes", lambda *_: False)
     plain = asked()
     assert ours[0] < 1.1 * plain[0] < 0.05
@@ -386,7 +531,8 @@ def test_the_layer_is_the_same_with_and_without_the_kernels(monkeypatch):
     for options in ({}, {"offset": offset, "silu": True}, {"factor": factor, "shift": shift}):
         with monkeypatch.context() as patch:
             ours = layer(x, **options)
-            patch.setattr(norm_module, "takes", lambda _: False)
+            assert ours.grad_fn.name() == "_NormActBackward"
+            patch.setattr(norm_module, "takes", lambda *_: False)
             torch.testing.assert_close(ours, layer(x, **options), rtol=1e-5, atol=1e-5)
 
 
@@ -410,8 +556,11 @@ def test_noise_is_drawn_by_the_kernel_and_the_same_without(monkeypatch):
     for drawn in (Noise((4, 2**40, 7)), Noise((4, 5, 7), number=3, antithetic=True), Noise(())):
         ours = drawn.normal((3, 5), Purpose.CHURN)
         with monkeypatch.context() as patch:
-            patch.setattr(noise, "normal", None)  # Whoever takes it fails.
-            patch.setattr(randomness, "takes", lambda _: False)
+            patch.setattr(randomness, "normal", None)  # Whoever takes it fails.
+            if drawn.seeds:
+                with pytest.raises(TypeError):
+                    drawn.normal((3, 5), Purpose.CHURN)
+            patch.setattr(randomness, "takes", lambda *_: False)
             theirs = drawn.normal((3, 5), Purpose.CHURN)
         assert torch.equal(ours, theirs)
         assert ours.shape == (len(drawn.seeds), 3, 5)
@@ -457,6 +606,46 @@ def built(tmp_path: Path, strict: bool = True, **environment: str) -> str:
         check=True,
     )
     return told.stdout.strip()
+
+
+def test_they_are_there_where_they_can_be():
+    compiler = shutil.which("g++")
+    if sys.platform != "linux" or compiler is None or os.environ.get("SFUMATO_NATIVE") == "0":
+        pytest.skip("kernels are for Linux with g++")
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert library("norm") is not None, unavailable("norm")
+    assert library("noise") is not None or "numpy" in unavailable("noise")
+    if "avx512_bf16" in flags and "amx_bf16" not in flags:
+        assert library("conv") is not None, unavailable("conv")
+
+
+@needed
+def test_a_damaged_file_is_built_anew_and_a_compiler_may_have_arguments(tmp_path: Path):
+    assert built(tmp_path, CXX="g++ -DUNUSED") == "built"
+    (kept,) = (tmp_path / "cache" / "sfumato").iterdir()
+    kept.write_bytes(b"")
+    assert built(tmp_path, CXX="g++ -DUNUSED") == "built"
+    assert kept.stat().st_size > 1000
+
+
+@counted
+def test_a_forked_child_draws_too():
+    Noise((1, 2)).normal((3000,), Purpose.START)
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(
+            Noise((1, 2)).normal((3,), Purpose.START), Noise((1, 2)).normal((3,), Purpose.START)
+        )
+        os._exit(0 if same else 1)
+    for _ in range(100):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, 9)
+        pytest.fail("the child waits for ever")
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @needed

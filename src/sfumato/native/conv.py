@@ -7,18 +7,26 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from sfumato.native.library import library
-from sfumato.native.plain import is_plain_image_batch
+from sfumato.native.library import library, threads
+from sfumato.native.plain import (
+    gradients_by_torch,
+    is_plain,
+    is_plain_image_batch,
+    needs_torch,
+)
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3` can be asked for x and a weight [K, C, 3, 3]."""
+def takes(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether `conv3` can be asked for x, a weight [K, C, 3, 3] and a bias [K]."""
     return (
         x.dtype == torch.bfloat16
-        and weight.dtype == torch.float32
-        and weight.shape[2:] == (3, 3)
+        and weight.dtype == bias.dtype == torch.float32
+        and weight.shape[1:] == (*x.shape[1:2], 3, 3)
         and weight.shape[0] % 16 == 0
+        and bias.shape == weight.shape[:1]
+        and is_plain(weight, bias)
         and is_plain_image_batch(x)
         and library("conv") is not None
     )
@@ -41,11 +49,16 @@ def conv3(
     `doubled` repeats every pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16.
 
     Weight [K, C, 3, 3] and bias [K] are float32, as are their gradients. `doubled` repeats every
-    pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16. Gradients are first order.
+    pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16. Second derivatives go
+    through torch's layers.
     """
     if plus is not None:
-        plus = plus.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    return cast(Tensor, _Conv3.apply(x, weight.contiguous(), bias, gain, plus, doubled))
+        height, width = (2 * n if doubled else n for n in x.shape[2:])
+        plus = plus.to(x.dtype).expand(len(x), len(weight), height, width)
+        plus = plus.contiguous(memory_format=torch.channels_last)
+    return cast(
+        Tensor, _Conv3.apply(x, weight.contiguous(), bias.contiguous(), gain, plus, doubled)
+    )
 
 
 class _Conv3(torch.autograd.Function):
@@ -59,27 +72,40 @@ class _Conv3(torch.autograd.Function):
         plus: Tensor | None,
         doubled: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias, plus)
         ctx.gain, ctx.doubled = gain, doubled
         return _convolved(x, weight, gain, bias * gain, plus, DOUBLED if doubled else PLAIN)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        x, weight = ctx.saved_tensors
-        dy = grad_outputs[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        x, weight, bias, plus = ctx.saved_tensors
+        if needs_torch(grad_outputs[0]):
+
+            def again(x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None) -> Tensor:
+                h = F.interpolate(x, scale_factor=2.0) if ctx.doubled else x
+                h = F.conv2d(h, weight.to(x.dtype), bias.to(x.dtype), padding=1)
+                return (h if plus is None else h + plus) * ctx.gain
+
+            made = gradients_by_torch(again, (x, weight, bias, plus), grad_outputs[0])
+            return *made[:3], None, made[3], None
+        # Hooks may give back what was saved in another layout.
+        weight = weight.contiguous()
+        x, dy = (
+            t.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            for t in (x, grad_outputs[0])
+        )
         dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:
-            flipped, zeros = weight.transpose(0, 1), torch.zeros(weight.shape[1])
+            flipped, zeros = weight.transpose(0, 1), _numbers(weight.shape[1]).zero_()
             kind = HALVED if ctx.doubled else PLAIN
             dx = _convolved(dy, flipped, ctx.gain, zeros, None, kind, reverse=True)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            dweight, dbias = torch.empty(weight.shape), torch.empty(len(weight))
+            dweight, dbias = _numbers(*weight.shape), _numbers(len(weight))
             batch, outputs, height, width = dy.shape
             sizes = (batch, height, width, x.shape[1], outputs)
             failed = _kernels().conv_gradient(
                 *(t.data_ptr() for t in (x, dy, dweight, dbias)),
-                *(*sizes, DOUBLED if ctx.doubled else PLAIN, torch.get_num_threads()),
+                *(*sizes, DOUBLED if ctx.doubled else PLAIN, threads()),
             )
             _check(failed, x)
             dweight, dbias = dweight.mul_(ctx.gain), dbias.mul_(ctx.gain)
@@ -99,25 +125,29 @@ def _convolved(
 ) -> Tensor:
     """The convolution with weight [K, C, 3, 3] of any strides between the filters."""
     outputs, inputs = weight.shape[:2]
-    threads = torch.get_num_threads()
     batch, _, height, width = x.shape
     if kind == DOUBLED:
         height, width = 2 * height, 2 * width
     size = (height // 2, width // 2) if kind == HALVED else (height, width)
-    ready = torch.empty(16 * inputs * outputs, dtype=x.dtype)
+    ready = x.new_empty(16 * inputs * outputs)
     y = x.new_empty((batch, *size, outputs)).permute(0, 3, 1, 2)
     strides = weight.stride()[:2]
     _kernels().conv_weights(
-        weight.data_ptr(), *strides, reverse, gain, inputs, outputs, ready.data_ptr(), threads
+        weight.data_ptr(), *strides, reverse, gain, inputs, outputs, ready.data_ptr(), threads()
     )
     failed = _kernels().conv_bfloat16(
         *(x.data_ptr(), ready.data_ptr(), bias.data_ptr()),
         None if plus is None else plus.data_ptr(),
         gain,
-        *(y.data_ptr(), batch, height, width, inputs, outputs, kind, threads),
+        *(y.data_ptr(), batch, height, width, inputs, outputs, kind, threads()),
     )
     _check(failed, x)
     return y
+
+
+def _numbers(*shape: int) -> Tensor:
+    """Memory for float32, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _check(failed: int, x: Tensor) -> None:

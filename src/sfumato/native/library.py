@@ -6,11 +6,13 @@ names). SFUMATO_NATIVE=0 leaves them out.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from ctypes import c_double, c_float, c_int, c_long, c_uint32, c_uint64, c_void_
 from pathlib import Path
 
 import numpy as np
+import torch
 
 # No -ffast-math: linked into a library, it would flush the whole process's small numbers to zero.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -55,6 +58,9 @@ KERNELS = {
 }
 
 
+_LOADED_BY = os.getpid()
+
+
 def library(name: str) -> ctypes.CDLL | None:
     """The kernels of `name`.cpp, compiled if they are not yet (2 s); None where that cannot be."""
     return _loaded(name)[0]
@@ -76,20 +82,21 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, "SFUMATO_NATIVE=0 leaves them out: unset it"
     if sys.platform != "linux":
         return None, "they are written for Linux"
-    if name == "conv" and not _multiplies_bfloat16():
-        return None, "this processor multiplies no bfloat16, or in units that torch uses better"
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    asked = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    compiler = shutil.which(asked[0])
     if compiler is None:
-        return None, f"there is no {os.environ.get('CXX') or 'g++'}: install a C++ compiler"
+        return None, f"there is no {asked[0]}: install a C++ compiler"
     others = _numpy() if name == "noise" else ()
     if others is None:
         return None, "this numpy comes without its static libraries: install it from PyPI"
     try:
-        kernels = ctypes.CDLL(str(_compiled(name, compiler, others)))
-    except (OSError, subprocess.SubprocessError) as error:
+        if name == "conv" and not _multiplies_bfloat16():
+            return None, "this processor multiplies no bfloat16, or in units that torch uses better"
+        kernels = _opened(name, (compiler, *asked[1:], *FLAGS), others)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         why = f"{compiler} could not build them ({told[0] if told else error})"
-        warnings.warn(f"layers run without Sfumato's kernels: {why}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"Sfumato's kernels are left out: {why}", RuntimeWarning, stacklevel=2)
         return None, why
     for function, arguments in KERNELS[name].items():
         kernel = getattr(kernels, function)
@@ -97,30 +104,32 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str]:
     return kernels, ""
 
 
-def _compiled(name: str, compiler: str, others: tuple[str, ...]) -> Path:
-    """The shared library's file, compiled into a temporary name and renamed."""
+def threads() -> int:
+    """How many to use: torch's, but one in a forked child, where OpenMP would wait for ever."""
+    return torch.get_num_threads() if os.getpid() == _LOADED_BY else 1
+
+
+def _opened(name: str, compile_by: tuple[str, ...], others: tuple[str, ...]) -> ctypes.CDLL:
+    """The shared library, from the user's cache or made anew."""
     source = Path(__file__).with_name(f"{name}.cpp")
     headers = sorted(source.parent.glob("*.h"))
-    asked = [
-        *(file.read_text() for file in (source, *headers)),
-        compiler,
-        *FLAGS,
-        *others,
-        np.__version__,
-        _processor(),
-    ]
+    asked = [file.read_text() for file in (source, *headers)]
+    asked += [*compile_by, *others, np.__version__, _processor(), *platform.libc_ver()]
     key = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato"
     file = folder / f"{name}-{key}.so"
     if file.exists():
-        return file
+        with contextlib.suppress(OSError):  # Damaged: made anew.
+            return ctypes.CDLL(str(file))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "kernels.so"
-        command = [compiler, *FLAGS, "-o", str(made), str(source), *others]
+        command = [*compile_by, "-o", str(made), str(source), *others]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        with made.open("rb") as written:
+            os.fsync(written.fileno())
         made.replace(file)
-    return file
+    return ctypes.CDLL(str(file))
 
 
 def _numpy() -> tuple[str, ...] | None:

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.native.library import library
+from sfumato.native.library import library, threads
+from sfumato.native.plain import is_watched
 
 
 def takes(dtype: torch.dtype) -> bool:
     """Whether `normal` can be asked for numbers of this type."""
-    return dtype in (torch.float32, torch.float64) and _tables() is not None
+    kept = dtype in (torch.float32, torch.float64)
+    return kept and not is_watched() and _tables() is not None
 
 
 def normal(
@@ -42,7 +44,7 @@ def _tables() -> Tensor | None:
     kernels = library("noise")
     if kernels is None:
         return None
-    tables = torch.empty(2 * 256, dtype=torch.int64)
+    tables = torch.empty(2 * 256, dtype=torch.int64, device="cpu")
     kernels.noise_tables(tables.data_ptr())
     bits = np.random.Philox(key=3, counter=np.array([0, 1, 2, 5], dtype=np.uint64))
     expected = np.random.Generator(bits).standard_normal(10_000)
@@ -58,16 +60,17 @@ def _filled(
     signs: Sequence[int],
     draw: tuple[int, int, int],
 ) -> Tensor:
-    out = torch.empty((len(seeds), *shape), dtype=dtype)
+    out = torch.empty((len(seeds), *shape), dtype=dtype, device="cpu")
     if out.numel() == 0:
         return out
     # Of 64 bits, whatever is asked: torch has no arithmetic of unsigned ones.
-    keys = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in seeds])
-    turned = torch.tensor(signs, dtype=torch.float64)
+    signed = [(seed + 2**63) % 2**64 - 2**63 for seed in seeds]
+    keys = torch.tensor(signed, dtype=torch.int64, device="cpu")
+    turned = torch.tensor(signs, dtype=torch.float64, device="cpu")
     cast(CDLL, library("noise")).noise_fill(
         *(tables.data_ptr(), out.data_ptr(), dtype == torch.float32),
         *(len(seeds), out[0].numel(), keys.data_ptr(), turned.data_ptr()),
         *(number % 2**64 for number in draw),
-        torch.get_num_threads(),
+        threads(),
     )
     return out

@@ -12,19 +12,30 @@
 struct Lines { const float *factor, *shift; };
 struct Act { bool silu; Mask mask; };
 
-// Sums over pixels of x - x[0] and of its square.
+static const long RUN = 64;  // pixels whose sums are float32, of differences from their first
+
+// Sums over pixels of x and of its square, [2, C].
 template <class T, int N>
-static void moments(const T *x, const T *first, long pixels, long C, float *sums) {
+static void moments(const T *x, long pixels, long C, double *sums) {
     for (long c = 0; c < C; c += 16 * N) {
-        vec k[N], s[N] = {}, q[N] = {};
-        for (int j = 0; j < N; j++) k[j] = load(first + c + 16 * j);
-        for (long p = 0; p < pixels; p++)
-            for (int j = 0; j < N; j++) {
-                vec v = load(x + p * C + c + 16 * j) - k[j];
-                s[j] += v;
-                q[j] += v * v;
-            }
-        for (int j = 0; j < N; j++) store(sums + c + 16 * j, s[j]), store(sums + C + c + 16 * j, q[j]);
+        for (int l = 0; l < 16 * N; l++) sums[c + l] = sums[C + c + l] = 0;
+        for (long p = 0; p < pixels; p += RUN) {
+            const long end = p + RUN < pixels ? p + RUN : pixels;
+            vec k[N], s[N] = {}, q[N] = {};
+            for (int j = 0; j < N; j++) k[j] = load(x + p * C + c + 16 * j);
+            for (long i = p; i < end; i++)
+                for (int j = 0; j < N; j++) {
+                    vec v = load(x + i * C + c + 16 * j) - k[j];
+                    s[j] += v;
+                    q[j] += v * v;
+                }
+            for (int j = 0; j < N; j++)
+                for (int l = 0; l < 16; l++) {
+                    const double first = k[j][l], sum = s[j][l];
+                    sums[c + 16 * j + l] += sum + (end - p) * first;
+                    sums[C + c + 16 * j + l] += q[j][l] + first * (2 * sum + (end - p) * first);
+                }
+        }
     }
 }
 
@@ -58,14 +69,14 @@ static INLINE void inner(const vec *x, const T *dy, const vec *f, const vec *d, 
         }
 }
 
-// Sums over pixels of that gradient g, of g (x - x[0]) and of x - x[0].
+// Sums over pixels of that gradient g, of g (x - centre) and of x - centre.
 template <class T, int N>
-static void back_moments(const T *x, const T *first, const T *dy, long pixels, long C, Lines lines, const Act &act,
+static void back_moments(const T *x, const float *centre, const T *dy, long pixels, long C, Lines lines, const Act &act,
                          uint64_t at, float *sums) {
     for (long c = 0; c < C; c += 16 * N) {
         vec k[N], f[N], d[N], s[N] = {}, q[N] = {}, w[N] = {};
         for (int j = 0; j < N; j++) {
-            k[j] = load(first + c + 16 * j);
+            k[j] = load(centre + c + 16 * j);
             f[j] = load(lines.factor + c + 16 * j), d[j] = load(lines.shift + c + 16 * j);
         }
         for (long p = 0; p < pixels; p++) {
@@ -106,36 +117,28 @@ static void back_apply(const T *x, const T *dy, T *dx, long pixels, long C, Line
     }
 }
 
-static INLINE float one(const float *p) { return *p; }
-static INLINE float one(const bfloat16 *p) {
-    uint32_t b = (uint32_t)p->bits << 16;
-    float f;
-    memcpy(&f, &b, sizeof f);
-    return f;
-}
-
 struct Shape { long B, P, C, G; };
 
 // Sums of n pieces, [n, width], added in order to [width] of float64.
-static void joined(const float *sums, long n, long width, double *out) {
+template <class S>
+static void joined(const S *sums, long n, long width, double *out) {
     for (long i = 0; i < width; i++) out[i] = 0;
     for (long t = 0; t < n; t++)
         for (long i = 0; i < width; i++) out[i] += sums[t * width + i];
 }
 
 // A group's mean and 1 / deviation of x + offset; factor and shift of `apply`. work: [2, C].
-template <class T>
-static void lines_of(const T *first, const float *offset, const float *sums, long n, const float *scale,
-                     const float *shift, const Shape &s, double eps, float *moments, float *lines, double *work) {
+static void lines_of(const float *offset, const double *sums, long n, const float *scale, const float *shift,
+                     const Shape &s, double eps, float *moments, float *lines, double *work) {
     const long D = s.C / s.G;
     joined(sums, n, 2 * s.C, work);
     for (long g = 0; g < s.G; g++) {
         double mean = 0, square = 0;
-        for (long c = g * D; c < g * D + D; c++) mean += one(first + c) + (offset ? offset[c] : 0) + work[c] / s.P;
+        for (long c = g * D; c < g * D + D; c++) mean += work[c] / s.P + (offset ? offset[c] : 0);
         mean /= D;
         for (long c = g * D; c < g * D + D; c++) {
-            double m = work[c] / s.P, k = one(first + c) + (offset ? offset[c] : 0) - mean;
-            square += work[s.C + c] / s.P + 2 * m * k + k * k;
+            const double m = work[c] / s.P, from = m + (offset ? offset[c] : 0) - mean;
+            square += work[s.C + c] / s.P - m * m + from * from;
         }
         const double deviation = 1 / __builtin_sqrt(square / D + eps);
         moments[g] = mean, moments[s.G + g] = deviation;
@@ -147,9 +150,9 @@ static void lines_of(const T *first, const float *offset, const float *sums, lon
     }
 }
 
-// Gradients of one image's scale, shift and offset, and slope and level of `back_apply`.
-template <class T>
-static void back_lines(const T *first, const float *offset, const float *sums, long n, const float *scale,
+// Gradients of one image's scale, shift and offset, and slope and level of `back_apply`. `centre` [C]
+// is what was taken off x in the sums, the group's mean less the offset to float32.
+static void back_lines(const float *offset, const float *centre, const float *sums, long n, const float *scale,
                        const Shape &s, const float *moments, float *slope, float *level, float *dscale,
                        float *dshift, float *doffset, double *work) {
     const long D = s.C / s.G, C = s.C;
@@ -158,18 +161,17 @@ static void back_lines(const T *first, const float *offset, const float *sums, l
         const double mean = moments[g], deviation = moments[s.G + g];
         double m0 = 0, m1 = 0;
         for (long c = g * D; c < g * D + D; c++) {
-            double k = one(first + c) + (offset ? offset[c] : 0) - mean;  // xhat = (x - x[0] + k) deviation
-            double along = (work[C + c] + k * work[c]) * deviation;
+            const double k = centre[c] + (offset ? offset[c] : 0) - mean;  // xhat = (x - centre + k) deviation
+            const double along = (work[C + c] + k * work[c]) * deviation;
             dshift[c] = work[c], dscale[c] = along;
             m0 += scale[c] * work[c], m1 += scale[c] * along;
         }
         m0 /= (double)s.P * D, m1 /= (double)s.P * D;
         for (long c = g * D; c < g * D + D; c++) {
-            double o = offset ? offset[c] : 0, k = one(first + c) + o - mean;
+            const double o = offset ? offset[c] : 0, k = centre[c] + o - mean;
             slope[c] = -deviation * deviation * m1;
             level[c] = -deviation * (m0 + (o - mean) * deviation * m1);
-            if (doffset)
-                doffset[c] = deviation * (scale[c] * work[c] - s.P * m0 - m1 * deviation * (work[2 * C + c] + s.P * k));
+            doffset[c] = deviation * (scale[c] * work[c] - s.P * m0 - m1 * deviation * (work[2 * C + c] + s.P * k));
         }
     }
 }
@@ -184,15 +186,15 @@ template <class T, int N>
 static int forward(const T *x, const float *offset, const float *scale, const float *shift, long rows, T *y,
                    float *group, const Shape &s, double eps, const Act &act, int threads) {
     const long piece = piece_of(s), n = (s.P + piece - 1) / piece, C = s.C, size = s.P * C;
-    float *sums = (float *)malloc(sizeof(float) * s.B * n * 2 * C), *lines = (float *)malloc(sizeof(float) * s.B * 2 * C);
-    double *work = (double *)malloc(sizeof(double) * s.B * 2 * C);
+    double *sums = (double *)malloc(sizeof(double) * s.B * n * 2 * C), *work = (double *)malloc(sizeof(double) * s.B * 2 * C);
+    float *lines = (float *)malloc(sizeof(float) * s.B * 2 * C);
     const bool fine = sums && lines && work;
     auto pieces = [&](long t) {
         const long b = t / n, from = t % n * piece;
-        moments<T, N>(x + b * size + from * C, x + b * size, least(piece, s.P - from), C, sums + t * 2 * C);
+        moments<T, N>(x + b * size + from * C, least(piece, s.P - from), C, sums + t * 2 * C);
     };
     auto middle = [&](long b) {
-        lines_of(x + b * size, offset ? offset + b * C : nullptr, sums + b * n * 2 * C, n, scale + b * rows,
+        lines_of(offset ? offset + b * C : nullptr, sums + b * n * 2 * C, n, scale + b * rows,
                  shift + b * rows, s, eps, group + b * 2 * s.G, lines + b * 2 * C, work + b * 2 * C);
     };
     auto rest = [&](long t) {
@@ -227,34 +229,35 @@ static int backward(const T *x, const float *offset, const float *scale, const f
                     const float *group, T *dx, float *dscale, float *dshift, float *doffset, const Shape &s,
                     const Act &act, int threads) {
     const long piece = piece_of(s), n = (s.P + piece - 1) / piece, C = s.C, size = s.P * C;
-    float *sums = (float *)malloc(sizeof(float) * s.B * n * 3 * C), *lines = (float *)malloc(sizeof(float) * s.B * 4 * C);
+    float *sums = (float *)malloc(sizeof(float) * s.B * n * 3 * C), *lines = (float *)malloc(sizeof(float) * s.B * 5 * C);
     double *work = (double *)malloc(sizeof(double) * s.B * 3 * C);
     const bool fine = sums && lines && work;
     auto before = [&](long b) {  // The lines of the forward pass again.
         const float *moments = group + b * 2 * s.G, *o = offset ? offset + b * C : nullptr;
-        float *line = lines + b * 4 * C;
+        float *line = lines + b * 5 * C;
         for (long c = 0; c < C; c++) {
             const long g = c / (C / s.G);
             double f = (double)scale[b * rows + c] * moments[s.G + g];
             line[c] = f;
             line[C + c] = shift[b * rows + c] + ((o ? o[c] : 0) - (double)moments[g]) * f;
+            line[4 * C + c] = moments[g] - (o ? o[c] : 0);
         }
     };
     auto pieces = [&](long t) {
         const long b = t / n, from = t % n * piece, at = b * size + from * C;
-        const float *line = lines + b * 4 * C;
-        back_moments<T, N>(x + at, x + b * size, dy + at, least(piece, s.P - from), C, Lines{line, line + C}, act, at,
+        const float *line = lines + b * 5 * C;
+        back_moments<T, N>(x + at, line + 4 * C, dy + at, least(piece, s.P - from), C, Lines{line, line + C}, act, at,
                            sums + t * 3 * C);
     };
     auto middle = [&](long b) {
-        float *line = lines + b * 4 * C;
-        back_lines(x + b * size, offset ? offset + b * C : nullptr, sums + b * n * 3 * C, n, scale + b * rows, s,
+        float *line = lines + b * 5 * C;
+        back_lines(offset ? offset + b * C : nullptr, line + 4 * C, sums + b * n * 3 * C, n, scale + b * rows, s,
                    group + b * 2 * s.G, line + 2 * C, line + 3 * C, dscale + b * C, dshift + b * C,
-                   doffset ? doffset + b * C : nullptr, work + b * 3 * C);
+                   doffset + b * C, work + b * 3 * C);
     };
     auto rest = [&](long t) {
         const long b = t / n, from = t % n * piece, at = b * size + from * C;
-        const float *line = lines + b * 4 * C;
+        const float *line = lines + b * 5 * C;
         back_apply<T, N>(x + at, dy + at, dx + at, least(piece, s.P - from), C, Lines{line, line + C}, line + 2 * C,
                          line + 3 * C, act, at);
     };

@@ -7,16 +7,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from sfumato.native.library import library
-from sfumato.native.plain import is_plain_image_batch
+from sfumato.native.library import library, threads
+from sfumato.native.plain import (
+    gradients_by_torch,
+    is_plain,
+    is_plain_image_batch,
+    needs_torch,
+)
 
 
-def takes(x: Tensor) -> bool:
-    """Whether `norm_act` can be asked for x."""
+def takes(x: Tensor, *others: Tensor) -> bool:
+    """Whether `norm_act` can be asked for x with what is made of the others, [C] or [B, C]."""
     return (
         x.dtype in (torch.bfloat16, torch.float32)
         and is_plain_image_batch(x)
+        and is_plain(*others)
+        and all(t.shape[-1] == x.shape[1] for t in others)
         and library("norm") is not None
     )
 
@@ -37,13 +45,16 @@ def norm_act(
 
     offset is float32 [B, C]; scale and shift are float32, [C] or [B, C]. Dropout is in steps of
     2^-16; its mask is a hash of the element's place and of the seed, from 0 to 2^63 - 1, and is
-    computed again for the gradient. Gradients are first order: no graph is made of them.
+    computed again for the gradient. Second derivatives go through torch's layers.
     """
     kept = round((1 - dropout) * 65536)
-    choices = (groups, eps, silu, kept, seed)
-    offset = None if offset is None else offset.contiguous()
-    scale, shift = scale.contiguous(), shift.contiguous()
-    return cast(Tensor, _NormAct.apply(x, offset, scale, shift, choices))
+    size = x.shape[:2]
+    offset = None if offset is None else offset.expand(size).contiguous()
+    scale, shift = (
+        (t if scale.ndim == shift.ndim == 1 else t.expand(size)).contiguous()
+        for t in (scale, shift)
+    )
+    return cast(Tensor, _NormAct.apply(x, offset, scale, shift, (groups, eps, silu, kept, seed)))
 
 
 class _NormAct(torch.autograd.Function):
@@ -57,7 +68,7 @@ class _NormAct(torch.autograd.Function):
         choices: tuple[int, float, bool, int, int],
     ) -> Tensor:
         groups, eps, silu, kept, seed = choices
-        y, moments = torch.empty_like(x), torch.empty(len(x), 2, groups)
+        y, moments = torch.empty_like(x), _numbers(len(x), 2, groups)
         batch, channels, height, width = x.shape
         _asked("norm_forward", x)(
             x.data_ptr(),
@@ -69,21 +80,41 @@ class _NormAct(torch.autograd.Function):
             moments.data_ptr(),
             *(batch, height * width, channels, groups),
             eps,
-            *(silu, kept, seed, torch.get_num_threads()),
+            *(silu, kept, seed, threads()),
         )
         ctx.save_for_backward(x, offset, scale, shift, moments)
         ctx.choices = choices
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, offset, scale, shift, moments = ctx.saved_tensors
-        groups, _, silu, kept, seed = ctx.choices
+        groups, eps, silu, kept, seed = ctx.choices
+        if needs_torch(grad_outputs[0]):
+            if kept < 65536:
+                raise NotImplementedError(
+                    "second derivatives of a network that drops out: call network.eval(), or build "
+                    "it with dropout=0"
+                )
+
+            def again(x: Tensor, offset: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+                h = x.float() if offset is None else x.float() + offset[..., None, None]
+                h = F.group_norm(h, groups, eps=eps) * scale[..., None, None]
+                h = h + shift[..., None, None]
+                return (F.silu(h) if silu else h).to(x.dtype)
+
+            inputs = (x, offset, scale, shift)
+            return *gradients_by_torch(again, inputs, grad_outputs[0]), None
         batch, channels, height, width = x.shape
-        dy = grad_outputs[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        offset = None if offset is None else offset.contiguous()
+        scale, shift, moments = (t.contiguous() for t in (scale, shift, moments))
+        # Hooks may give back what was saved in another layout.
+        x, dy = (
+            t.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            for t in (x, grad_outputs[0])
+        )
         dx = torch.empty_like(x)
-        dscale, dshift, doffset = torch.empty(3, batch, channels).unbind()
+        dscale, dshift, doffset = _numbers(3, batch, channels).unbind()
         _asked("norm_backward", x)(
             x.data_ptr(),
             None if offset is None else offset.data_ptr(),
@@ -94,11 +125,16 @@ class _NormAct(torch.autograd.Function):
             moments.data_ptr(),
             *(t.data_ptr() for t in (dx, dscale, dshift, doffset)),
             *(batch, height * width, channels, groups),
-            *(silu, kept, seed, torch.get_num_threads()),
+            *(silu, kept, seed, threads()),
         )
         if scale.ndim == 1:
             dscale, dshift = dscale.sum(0), dshift.sum(0)
         return dx, None if offset is None else doffset, dscale, dshift, None
+
+
+def _numbers(*shape: int) -> Tensor:
+    """Memory for float32, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _asked(name: str, x: Tensor) -> Any:

@@ -92,7 +92,7 @@ class Conv(nn.Module):
         `plus`, of the result's shape, is added before the gain.
         """
         weight, bias = self.weight, self.bias
-        if self.stride == self.padding == 1 and takes(x, weight):
+        if self.stride == self.padding == 1 and takes(x, weight, bias):
             return conv3(x, weight, bias, gain, plus)
         if gain != 1:
             weight, bias = weight * gain, bias * gain
@@ -104,7 +104,7 @@ class Conv(nn.Module):
 
         Taps that fall on one pixel are added first: 16 products for each pixel of x, not 36.
         """
-        if takes(x, self.weight):
+        if takes(x, self.weight, self.bias):
             return conv3(x, self.weight, self.bias, doubled=True)
         kernel = self.weight.flip(2, 3)
         for dim in (2, 3):  # (a, b, c) to (a, a + b, b + c, c)
@@ -175,8 +175,9 @@ class Resample(nn.Module):
             return conv(self(x))
         if conv.weight.shape[2] == 1:
             return self(conv(x))
-        # Below, adding the taps costs more than it saves.
+        # Below, adding the taps costs more than it saves, but by our kernel.
         many = x.shape[0] * x.shape[2] * x.shape[3] >= 1024
+        many = many or takes(x, conv.weight, conv.bias)
         return conv.doubled(x) if many else conv(self(x))
 
 

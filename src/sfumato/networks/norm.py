@@ -35,14 +35,13 @@ class GroupNorm(nn.Module):
         offset [B, C] is added before; factor and shift [B, C] act after the layer's own. Then comes
         SiLU where asked for, and dropout with probability p.
         """
-        if takes(x):
+        others = [t for t in (offset, factor, shift) if t is not None]
+        if takes(x, self.weight, self.bias, *others):
             scale, bias = self.weight.float(), self.bias.float()
             if factor is not None:
                 scale, bias = scale * factor.float(), bias * factor.float()
             if shift is not None:
                 bias = bias + shift.float()
-            if bias.ndim > scale.ndim:
-                scale = scale.expand_as(bias)
             offset = None if offset is None else offset.float()
             return norm_act(
                 x,
@@ -53,7 +52,7 @@ class GroupNorm(nn.Module):
                 eps=self.eps,
                 silu=silu,
                 dropout=p,
-                seed=int(torch.randint(2**63 - 1, ())) if p > 0 else 0,
+                seed=int(torch.randint(2**63 - 1, (), device="cpu")) if p > 0 else 0,
             )
         if offset is not None:
             x = x + _over_pixels(offset, x)

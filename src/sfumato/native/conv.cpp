@@ -114,7 +114,7 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
             if (!fine) continue;
-            const long from = block * T, tiles = all - from < T ? all - from : T;
+            const long from = block * T, tiles = least(all - from, T);
             in_rows(x, s, from, tiles, T, V);
             for (long k = 0; k < K; k += 64) {
                 const long left = K - k < 64 ? (K - k) / 16 : 4;

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from sfumato.native.library import library, threads
 from sfumato.native.plain import (
+    channels_last,
     gradients_by_torch,
     is_plain,
     is_plain_image_batch,
     needs_torch,
+    numbers,
 )
 
 
@@ -45,8 +47,6 @@ def conv3(
     doubled: bool = False,
 ) -> Tensor:
     """Gain times the sum of a convolution of bfloat16 [B, C, H, W] and of `plus`, if given.
-
-    `doubled` repeats every pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16.
 
     Weight [K, C, 3, 3] and bias [K] are float32, as are their gradients. `doubled` repeats every
     pixel of x to 2 x 2 before: 9 products for 4 pixels in place of 16. Second derivatives go
@@ -88,19 +88,15 @@ class _Conv3(torch.autograd.Function):
 
             made = gradients_by_torch(again, (x, weight, bias, plus), grad_outputs[0])
             return *made[:3], None, made[3], None
-        # Hooks may give back what was saved in another layout.
         weight = weight.contiguous()
-        x, dy = (
-            t.to(x.dtype).contiguous(memory_format=torch.channels_last)
-            for t in (x, grad_outputs[0])
-        )
+        x, dy = channels_last(x.dtype, x, grad_outputs[0])
         dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:
-            flipped, zeros = weight.transpose(0, 1), _numbers(weight.shape[1]).zero_()
+            flipped, zeros = weight.transpose(0, 1), numbers(weight.shape[1]).zero_()
             kind = HALVED if ctx.doubled else PLAIN
             dx = _convolved(dy, flipped, ctx.gain, zeros, None, kind, reverse=True)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            dweight, dbias = _numbers(*weight.shape), _numbers(len(weight))
+            dweight, dbias = numbers(*weight.shape), numbers(len(weight))
             batch, outputs, height, width = dy.shape
             sizes = (batch, height, width, x.shape[1], outputs)
             failed = _kernels().conv_gradient(
@@ -143,11 +139,6 @@ def _convolved(
     )
     _check(failed, x)
     return y
-
-
-def _numbers(*shape: int) -> Tensor:
-    """Memory for float32, whatever torch's defaults are."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _check(failed: int, x: Tensor) -> None:

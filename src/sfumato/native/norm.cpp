@@ -182,6 +182,32 @@ static long piece_of(const Shape &s) { return 65536 / s.C > 1 ? 65536 / s.C : 1;
 static bool by_images(const Shape &s, int threads) { return s.P * s.C <= 65536 || (s.B >= threads && s.P * s.C <= 262144); }
 static INLINE long least(long a, long b) { return a < b ? a : b; }
 
+// `before` and `middle` of every image, `pieces` and `rest` of each of its n pieces, in this order.
+template <class Before, class Pieces, class Middle, class Rest>
+static void in_parts(const Shape &s, long n, int threads, Before before, Pieces pieces, Middle middle, Rest rest) {
+    if (by_images(s, threads)) {
+#pragma omp parallel for num_threads(threads)
+        for (long b = 0; b < s.B; b++) {
+            before(b);
+            for (long t = b * n; t < b * n + n; t++) pieces(t);
+            middle(b);
+            for (long t = b * n; t < b * n + n; t++) rest(t);
+        }
+        return;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (long b = 0; b < s.B; b++) before(b);
+#pragma omp for
+        for (long t = 0; t < s.B * n; t++) pieces(t);
+#pragma omp for
+        for (long b = 0; b < s.B; b++) middle(b);
+#pragma omp for
+        for (long t = 0; t < s.B * n; t++) rest(t);
+    }
+}
+
 template <class T, int N>
 static int forward(const T *x, const float *offset, const float *scale, const float *shift, long rows, T *y,
                    float *group, const Shape &s, double eps, const Act &act, int threads) {
@@ -202,24 +228,7 @@ static int forward(const T *x, const float *offset, const float *scale, const fl
         const float *line = lines + b * 2 * C;
         apply<T, N>(x + at, y + at, least(piece, s.P - from), C, Lines{line, line + C}, act, at);
     };
-    if (fine && by_images(s, threads)) {
-#pragma omp parallel for num_threads(threads)
-        for (long b = 0; b < s.B; b++) {
-            for (long t = b * n; t < b * n + n; t++) pieces(t);
-            middle(b);
-            for (long t = b * n; t < b * n + n; t++) rest(t);
-        }
-    } else if (fine) {
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for
-            for (long t = 0; t < s.B * n; t++) pieces(t);
-#pragma omp for
-            for (long b = 0; b < s.B; b++) middle(b);
-#pragma omp for
-            for (long t = 0; t < s.B * n; t++) rest(t);
-        }
-    }
+    if (fine) in_parts(s, n, threads, [](long) {}, pieces, middle, rest);
     free(sums), free(lines), free(work);
     return fine ? 0 : 1;
 }
@@ -261,33 +270,13 @@ static int backward(const T *x, const float *offset, const float *scale, const f
         back_apply<T, N>(x + at, dy + at, dx + at, least(piece, s.P - from), C, Lines{line, line + C}, line + 2 * C,
                          line + 3 * C, act, at);
     };
-    if (fine && by_images(s, threads)) {
-#pragma omp parallel for num_threads(threads)
-        for (long b = 0; b < s.B; b++) {
-            before(b);
-            for (long t = b * n; t < b * n + n; t++) pieces(t);
-            middle(b);
-            for (long t = b * n; t < b * n + n; t++) rest(t);
-        }
-    } else if (fine) {
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for
-            for (long b = 0; b < s.B; b++) before(b);
-#pragma omp for
-            for (long t = 0; t < s.B * n; t++) pieces(t);
-#pragma omp for
-            for (long b = 0; b < s.B; b++) middle(b);
-#pragma omp for
-            for (long t = 0; t < s.B * n; t++) rest(t);
-        }
-    }
+    if (fine) in_parts(s, n, threads, before, pieces, middle, rest);
     free(sums), free(lines), free(work);
     return fine ? 0 : 1;
 }
 
-// y = dropout(act(norm(x + offset) scale + shift)), in place of what `group` [B, 2, G] is given: mean
-// and 1 / deviation. offset is [B, C] or null; scale and shift are [C] (rows = 0) or [B, C]
+// y = dropout(act(norm(x + offset) scale + shift)); `group` [B, 2, G] is given the mean and 1 /
+// deviation. offset is [B, C] or null; scale and shift are [C] (rows = 0) or [B, C]
 // (rows = C). Returns 0, or 1 where memory ran out.
 #define FORWARD(NAME, T)                                                                                             \
     extern "C" int NAME(const T *x, const float *offset, const float *scale, const float *shift, long rows, T *y,    \

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from sfumato.native.library import library, threads
 from sfumato.native.plain import (
+    channels_last,
     gradients_by_torch,
     is_plain,
     is_plain_image_batch,
     needs_torch,
+    numbers,
 )
 
 
@@ -68,7 +70,7 @@ class _NormAct(torch.autograd.Function):
         choices: tuple[int, float, bool, int, int],
     ) -> Tensor:
         groups, eps, silu, kept, seed = choices
-        y, moments = torch.empty_like(x), _numbers(len(x), 2, groups)
+        y, moments = torch.empty_like(x), numbers(len(x), 2, groups)
         batch, channels, height, width = x.shape
         _asked("norm_forward", x)(
             x.data_ptr(),
@@ -108,13 +110,9 @@ class _NormAct(torch.autograd.Function):
         batch, channels, height, width = x.shape
         offset = None if offset is None else offset.contiguous()
         scale, shift, moments = (t.contiguous() for t in (scale, shift, moments))
-        # Hooks may give back what was saved in another layout.
-        x, dy = (
-            t.to(x.dtype).contiguous(memory_format=torch.channels_last)
-            for t in (x, grad_outputs[0])
-        )
+        x, dy = channels_last(x.dtype, x, grad_outputs[0])
         dx = torch.empty_like(x)
-        dscale, dshift, doffset = _numbers(3, batch, channels).unbind()
+        dscale, dshift, doffset = numbers(3, batch, channels).unbind()
         _asked("norm_backward", x)(
             x.data_ptr(),
             None if offset is None else offset.data_ptr(),
@@ -130,11 +128,6 @@ class _NormAct(torch.autograd.Function):
         if scale.ndim == 1:
             dscale, dshift = dscale.sum(0), dshift.sum(0)
         return dx, None if offset is None else doffset, dscale, dshift, None
-
-
-def _numbers(*shape: int) -> Tensor:
-    """Memory for float32, whatever torch's defaults are."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _asked(name: str, x: Tensor) -> Any:

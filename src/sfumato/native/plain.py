@@ -48,6 +48,16 @@ def is_plain_image_batch(x: Tensor) -> bool:
     )
 
 
+def numbers(*shape: int) -> Tensor:
+    """Memory for float32, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def channels_last(dtype: torch.dtype, *images: Tensor) -> tuple[Tensor, ...]:
+    """Images as kernels read them: hooks may give back what was saved in another layout."""
+    return tuple(t.to(dtype).contiguous(memory_format=torch.channels_last) for t in images)
+
+
 def gradients_by_torch(
     again: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
 ) -> list[Tensor | None]:

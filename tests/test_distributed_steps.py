@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -223,3 +224,29 @@ def test_one_job_may_join_several_times(tmp_path: Path) -> None:
     done = run(torchrun([str(script)]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("met three times") == 2
+
+
+LEAVING = """
+import atexit, os
+threads = lambda: len(os.listdir("/proc/self/task"))
+from sfumato.processes import joined
+before = threads()
+atexit.register(lambda: print("left by", before, threads()))
+with joined() as processes:
+    round = [processes]
+    round.append(round)  # which only the collector lets go of
+    processes.wait()
+    assert threads() > before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux does")
+def test_nothing_of_a_job_goes_on_while_the_interpreter_ends(tmp_path: Path) -> None:
+    """A thread that lets go of a tensor then would abort the process."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    done = run(torchrun([str(script)]))
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"left by (\d+) (\d+)", done.stdout)
+    assert len(told) == 2
+    assert all(before == after for before, after in told)

@@ -7,8 +7,11 @@ draw pictures. Gradients and shards of weights are the business of `training.fab
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -231,7 +234,7 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
             # NCCL starts with the first exchange between GPUs, if there is one.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=_GRADIENTS)
-            atexit.register(_leave)
+            atexit.register(_leave_at_exit)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise ConfigError(
@@ -245,16 +248,36 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
         with meeting():
             processes.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         yield processes
+        processes.group = None
     except GeneratorExit:  # Somebody stopped early, which is no error.
+        processes.group = None
         raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, ProcessLostError):
+            _hear_no_launcher()
         if device.startswith("cuda"):
             # NCCL takes leave together with the others, who wait for this one: they learn that it
             # is gone when it has ended.
-            atexit.unregister(_leave)
+            atexit.unregister(_leave_at_exit)
         else:
             _leave()
         raise
+
+
+def _hear_no_launcher() -> None:
+    """Say to the end what happened: torchrun ends all whose neighbour is lost, and kills later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _leave_at_exit() -> None:
+    """Leave, and wait for gloo's threads, which happens once nothing holds their group any more.
+
+    They let go of the last exchange's tensors when they come to it; one that does so while the
+    interpreter ends aborts the process.
+    """
+    gc.collect()
+    _leave()
 
 
 def _leave() -> None:

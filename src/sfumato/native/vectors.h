@@ -5,7 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,21 @@ static INLINE vec sigmoid(vec z) {
     bits power = ((bits)shifted + 127) << 23;  // The sum's last bits are n.
     return 1.0f / (1.0f + p * (vec)power);
 }
+
+// The same for numbers of type T, from which results of its precision are made. To bfloat16: within
+// 2^-17 of it. 2^f is a polynomial of least relative error on [-1/2, 1/2].
+template <class T> static INLINE vec sigmoid_for(vec z) { return sigmoid(z); }
+#ifdef __AVX512F__
+template <> INLINE vec sigmoid_for<bfloat16>(vec z) {
+    __m512 t = (__m512)(z * -1.44269504f), n = _mm512_roundscale_ps(t, 0);
+    vec f = (vec)(t - n);
+    vec p = (((0.00957010173f * f + 0.0559178606f) * f + 0.240247448f) * f + 0.693121815f) * f + 0.999999261f;
+    vec below = 1.0f + (vec)_mm512_scalef_ps((__m512)p, n);  // infinite from 2^128 on
+    vec r = (vec)_mm512_rcp14_ps((__m512)below);
+    vec near = (vec)_mm512_min_ps((__m512)(below * r), _mm512_set1_ps(2.0f));  // infinity by 0: 2
+    return r * (2.0f - near);
+}
+#endif
 
 // Which elements are dropped: element i of the seed's sequence, whoever asks and in what order.
 struct Mask {

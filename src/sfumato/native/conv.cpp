@@ -44,9 +44,9 @@ template <int N> static void products(const uint16_t *V, const uint16_t *U, floa
 template <int N>
 static void restored(const float *M, long T, const float *bias, const uint16_t *plus, float weight, const Image &s,
                      long from, long tiles, long k, uint16_t *y) {
-    const long tw = (s.W + 1) / 2, th = (s.H + 1) / 2;
-    for (long i = 0; i < tiles; i++) {
-        const long tile = from + i, b = tile / (th * tw), row = tile / tw % th * 2, col = tile % tw * 2;
+    Place place(s, from);
+    for (long i = 0; i < tiles; i++, place.next(s)) {
+        const long tile = from + i, b = place.b, row = place.row, col = place.col;
         for (int n = 0; n < N; n++) {
             __m512 m[16], out[4], up[8];
 #pragma GCC unroll 16
@@ -102,14 +102,15 @@ static long block_of(long C, long all, int threads) {
 extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *bias, const uint16_t *plus,
                              float weight, uint16_t *y, long B, long H, long W, long C, long K, int kind,
                              int threads) {
-    const Image s = {B, H, W, C, K, (Kind)kind};
+    uint16_t *nothing = (uint16_t *)calloc(C + K, 2);
+    const Image s = {B, H, W, C, K, (Kind)kind, nothing};
     const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of(C, all, threads), blocks = upwards(all, T);
-    bool fine = true;
+    bool fine = nothing;
 #pragma omp parallel num_threads(threads) reduction(&& : fine)
     {
         uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2);
         float *M = (float *)aligned_alloc(64, 16 * T * 64 * 4);
-        fine = V && M;
+        fine = fine && V && M;
         if (fine) memset(M, 0, 16 * T * 64 * 4);  // What adds nothing is never written.
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
@@ -124,6 +125,7 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
         }
         free(V), free(M);
     }
+    free(nothing);
     return fine ? 0 : 1;
 }
 
@@ -155,77 +157,84 @@ extern "C" void conv_weights(const float *w, long out, long in, int reverse, flo
             const long from = k / 64 * 64, wide = K - from < 64 ? K - from : 64;
             for (int j = 0; j < 16; j++) {
                 uint16_t *to = U + j * C * K + from * C + c * wide + (k - from) * 2;
-                _mm512_storeu_si512(to, side_by_side(rounded(u[0][j]), rounded(u[1][j])));
+                _mm512_storeu_si512(to, side_by_side(u[0][j], u[1][j]));
             }
         }
 }
 
-// dU [C, K] of a position gains products over pairs of tiles, 4 inputs by 16 N outputs at a time.
-template <int N>
-static INLINE void gained(const uint16_t *V, const uint16_t *D, long pairs, long C, long K, bool first, float *dU) {
+static const long TASKS = 16;  // at least, to share out
+
+// dU [4, 16 N] gains products over pairs of tiles.
+template <int N> static INLINE void gained(const uint16_t *V, const uint16_t *D, long pairs, float *dU) {
     __m512 sum[4][N];
     for (int r = 0; r < 4; r++)
-        for (int n = 0; n < N; n++) sum[r][n] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(dU + r * K + 16 * n);
+        for (int n = 0; n < N; n++) sum[r][n] = _mm512_loadu_ps(dU + 16 * (r * N + n));
     for (long i = 0; i < pairs; i++) {
         __m512bh d[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) d[n] = (__m512bh)_mm512_loadu_si512(D + (i * K + 16 * n) * 2);
+        for (int n = 0; n < N; n++) d[n] = (__m512bh)_mm512_loadu_si512(D + (i * N + n) * 32);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
             int pair;
-            memcpy(&pair, V + (i * C + r) * 2, 4);
+            memcpy(&pair, V + (i * 16 + r) * 2, 4);
             const __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 4
             for (int n = 0; n < N; n++) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], v, d[n]);
         }
     }
     for (int r = 0; r < 4; r++)
-        for (int n = 0; n < N; n++) _mm512_storeu_ps(dU + r * K + 16 * n, sum[r][n]);
+        for (int n = 0; n < N; n++) _mm512_storeu_ps(dU + 16 * (r * N + n), sum[r][n]);
 }
 
+// dU [16, inputs, 16 N] gains the products of a block.
 template <int N>
-static void gains(const uint16_t *V, const uint16_t *D, long pairs, long inputs, long C, long K, bool first, float *dU) {
-    for (long c = 0; c < inputs; c += 4) gained<N>(V + 2 * c, D, pairs, C, K, first, dU + c * K);
+static void gains(const Image &s, const uint16_t *V, const uint16_t *D, long pairs, long inputs, float *dU) {
+    for (int j = 0; j < 16; j++)
+        if (!adds_nothing(s, j))
+            for (long c = 0; c < inputs; c += 4)
+                gained<N>(V + j * POSITION + 2 * (c / 16 * PAIRS * 16 + c % 16), D + j * POSITION, pairs, dU + (j * inputs + c) * 16 * N);
 }
-
-static const long CHUNK = 32;  // tiles whose pixels' sums go into one line
 
 // dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K], where x may be doubled. Returns 1 without memory.
+// A task is 64 inputs by 64 outputs and a run of the tiles: what it sums stays in a core's own cache. There are
+// as many whatever the number of threads.
 extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, float *dbias, long B, long H, long W,
                              long C, long K, int kind, int threads) {
-    const Image s = {B, H, W, C, K, (Kind)kind};
-    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), lines = upwards(all, CHUNK);
-    const long T = least(CHUNK * lines, C + K > 256 ? 256 : 512), panels = upwards(K, 64), parts = upwards(C, 64);
-    uint16_t *V = (uint16_t *)aligned_alloc(64, 32 * T * C), *D = (uint16_t *)aligned_alloc(64, 32 * T * K);
-    float *dU = (float *)aligned_alloc(64, 64 * C * K), *sums = (float *)calloc(lines * K, 4);
-    const bool fine = V && D && dU && sums;
+    uint16_t *nothing = (uint16_t *)calloc(C + K, 2);
+    const Image s = {B, H, W, C, K, (Kind)kind, nothing};
+    const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = 2 * PAIRS, blocks = upwards(all, T);
+    const long parts = upwards(C, 64), panels = upwards(K, 64), runs = least(blocks, upwards(TASKS, parts * panels));
+    float *dU = (float *)aligned_alloc(64, 64 * C * K * runs), *sums = (float *)calloc(blocks * K, 4);
+    bool fine = nothing && dU && sums;
     if (fine) {
-#pragma omp parallel num_threads(threads)
-        for (long from = 0; from < all; from += T) {
-            const long tiles = least(all - from, T);
-#pragma omp for schedule(static)
-            for (long i = 0; i < tiles; i += CHUNK) {
-                const long n = least(tiles - i, CHUNK);
-                in_pairs<false>(x, s, C, from + i, n, T, V + i * C, nullptr);
-                in_pairs<true>(dy, s, K, from + i, n, T, D + i * K, sums + (from + i) / CHUNK * K);
-            }
+#pragma omp parallel num_threads(threads) reduction(&& : fine)
+        {
+            uint16_t *V = (uint16_t *)aligned_alloc(64, 32 * POSITION), *D = (uint16_t *)aligned_alloc(64, 32 * POSITION);
+            fine = V && D;
 #pragma omp for schedule(dynamic)
-            for (long task = 0; task < 16 * panels * parts; task++) {
-                const long j = task / (panels * parts), k = task / parts % panels * 64, c = task % parts * 64;
-                if (adds_nothing(s, j)) continue;
-                const long left = K - k < 64 ? (K - k) / 16 : 4;
-                (left == 4 ? gains<4> : left == 3 ? gains<3> : left == 2 ? gains<2> : gains<1>)(
-                    V + j * T * C + 2 * c, D + j * T * K + 2 * k, upwards(tiles, 2), least(C - c, 64), C, K, from == 0,
-                    dU + (j * C + c) * K + k);
+            for (long task = 0; task < runs * parts * panels; task++) {
+                if (!fine) continue;
+                const long run = task / (parts * panels), k = task / parts % panels * 64, c = task % parts * 64;
+                const long inputs = least(C - c, 64), outputs = least(K - k, 64);
+                float *mine = dU + 16 * (run * C * K + k * C + c * outputs);
+                memset(mine, 0, 64 * inputs * outputs);
+                for (long block = blocks * run / runs; block < blocks * (run + 1) / runs; block++) {
+                    const long from = block * T, tiles = least(all - from, T), N = outputs / 16;
+                    in_pairs<false>(x, s, C, c, inputs, from, tiles, 16, V, nullptr);
+                    in_pairs<true>(dy, s, K, k, outputs, from, tiles, outputs, D, c ? nullptr : sums + block * K + k);
+                    (N == 4 ? gains<4> : N == 3 ? gains<3> : N == 2 ? gains<2> : gains<1>)(s, V, D, (tiles + 1) / 2, inputs, mine);
+                }
             }
+            free(V), free(D);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (long c = 0; c < C; c++)
             for (long k = 0; k < K; k += 16) {  // G^T dU G
-                __m512 u[16], h[12];
-                for (int j = 0; j < 16; j++) {
-                    u[j] = adds_nothing(s, j) ? _mm512_setzero_ps() : _mm512_loadu_ps(dU + (j * C + c) * K + k);
-                }
+                const long panel = k / 64 * 64, outputs = least(K - panel, 64), part = c / 64 * 64, inputs = least(C - part, 64);
+                const float *from = dU + 16 * (panel * C + part * outputs) + (c - part) * outputs + k - panel;
+                __m512 u[16] = {}, h[12];
+                for (long run = 0; run < runs; run++)
+                    for (int j = 0; j < 16; j++) u[j] += _mm512_loadu_ps(from + 16 * run * C * K + j * inputs * outputs);
                 for (int q = 0; q < 4; q++) {
                     __m512 both = 0.5f * (u[4 + q] + u[8 + q]);
                     h[q] = u[q] + both, h[4 + q] = 0.5f * (u[4 + q] - u[8 + q]), h[8 + q] = both + u[12 + q];
@@ -239,10 +248,10 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
             }
         for (long k = 0; k < K; k++) {
             double sum = 0;
-            for (long line = 0; line < lines; line++) sum += sums[line * K + k];
+            for (long block = 0; block < blocks; block++) sum += sums[block * K + k];
             dbias[k] = sum;
         }
     }
-    free(V), free(D), free(dU), free(sums);
+    free(nothing), free(dU), free(sums);
     return fine ? 0 : 1;
 }

@@ -37,6 +37,14 @@ _DEBUG = "SFUMATO_DEBUG"
 _USAGE = "usage: sfumato VERB [OPTIONS]    (sfumato VERB --help tells a verb's options)"
 
 
+def command() -> int:
+    """`sfumato` as a program of its own: `main`, in a process that keeps the memory it frees."""
+    from sfumato.native.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return 0 (done), 1 (bad input), 2 (bad usage) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)

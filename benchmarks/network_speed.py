@@ -38,6 +38,7 @@ from sfumato.speed.timing import Timing, interleaved
 
 TABLE = Path(__file__).parent / "results" / "network_speed.md"
 Times = dict[str, Timing]
+TURN = 1.5  # seconds: several steps in a row, as one trains and samples
 
 
 def race(racing: list[Contestant], config: UNetConfig, batch: int, rounds: int, kind: str) -> Times:
@@ -49,7 +50,7 @@ def race(racing: list[Contestant], config: UNetConfig, batch: int, rounds: int, 
     def told(name: str, seconds: float) -> None:
         print(f"  {kind}, {name}: {batch / seconds:.1f} images/s", flush=True)
 
-    return interleaved(calls, 0.0, rounds=rounds, told=told)
+    return interleaved(calls, 0.0, rounds=rounds, least=TURN, told=told)
 
 
 def peak(title: str, config: UNetConfig, batch: int) -> int:
@@ -138,10 +139,10 @@ def report(
         setting(about, f"{torch.get_num_threads()} threads", f"busy before: {about['busy_cores']}")
         + f" DDPM++, {config.width} channels, {config.multipliers}, {config.blocks} blocks, "
         f"32x32x3, dropout {config.dropout}, batch {batch}; medians of {rounds} interleaved "
-        "rounds, ratios the medians of the rounds' own. Forward is a call of sampling; training is "
-        "forward, backward, fused Adam and the moving average. bf16 is autocast for everybody "
-        "else, `set_compute` for us. Import is on top of torch; peak memory is of a "
-        "process that trains.", "",
+        f"rounds, turns of at least {TURN} s, ratios the medians of the rounds' own. Forward is a "
+        "call of sampling; training is forward, backward, fused Adam and the moving average. "
+        "bf16 is autocast for everybody else, `set_compute` for us. Import is on top of "
+        "torch; peak memory is of a process that trains.", "",
         "| | arithmetic | parameters, M | GFLOP an image | forward, images/s | over plain | "
         "training, images/s | over plain | peak MB | import, s |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",

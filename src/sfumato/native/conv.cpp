@@ -105,12 +105,12 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
     uint16_t *nothing = (uint16_t *)calloc(C + K, 2);
     const Image s = {B, H, W, C, K, (Kind)kind, nothing};
     const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = block_of(C, all, threads), blocks = upwards(all, T);
-    bool fine = nothing;
+    bool fine = true;
 #pragma omp parallel num_threads(threads) reduction(&& : fine)
     {
         uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2);
         float *M = (float *)aligned_alloc(64, 16 * T * 64 * 4);
-        fine = fine && V && M;
+        fine = nothing && V && M;
         if (fine) memset(M, 0, 16 * T * 64 * 4);  // What adds nothing is never written.
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
@@ -192,7 +192,8 @@ static void gains(const Image &s, const uint16_t *V, const uint16_t *D, long pai
     for (int j = 0; j < 16; j++)
         if (!adds_nothing(s, j))
             for (long c = 0; c < inputs; c += 4)
-                gained<N>(V + j * POSITION + 2 * (c / 16 * PAIRS * 16 + c % 16), D + j * POSITION, pairs, dU + (j * inputs + c) * 16 * N);
+                gained<N>(V + j * POSITION + 2 * (c / 16 * PAIRS * 16 + c % 16), D + j * POSITION, pairs,
+                          dU + (j * inputs + c) * 16 * N);
 }
 
 // dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K], where x may be doubled. Returns 1 without memory.
@@ -222,7 +223,8 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
                     const long from = block * T, tiles = least(all - from, T), N = outputs / 16;
                     in_pairs<false>(x, s, C, c, inputs, from, tiles, 16, V, nullptr);
                     in_pairs<true>(dy, s, K, k, outputs, from, tiles, outputs, D, c ? nullptr : sums + block * K + k);
-                    (N == 4 ? gains<4> : N == 3 ? gains<3> : N == 2 ? gains<2> : gains<1>)(s, V, D, (tiles + 1) / 2, inputs, mine);
+                    (N == 4 ? gains<4> : N == 3 ? gains<3> : N == 2 ? gains<2> : gains<1>)(
+                        s, V, D, upwards(tiles, 2), inputs, mine);
                 }
             }
             free(V), free(D);
@@ -230,7 +232,8 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (long c = 0; c < C; c++)
             for (long k = 0; k < K; k += 16) {  // G^T dU G
-                const long panel = k / 64 * 64, outputs = least(K - panel, 64), part = c / 64 * 64, inputs = least(C - part, 64);
+                const long panel = k / 64 * 64, outputs = least(K - panel, 64);
+                const long part = c / 64 * 64, inputs = least(C - part, 64);
                 const float *from = dU + 16 * (panel * C + part * outputs) + (c - part) * outputs + k - panel;
                 __m512 u[16] = {}, h[12];
                 for (long run = 0; run < runs; run++)

@@ -115,7 +115,8 @@ static const long PAIRS = 32, POSITION = 2 * PAIRS * 64 + 32;
 
 // Channels c to c + n of C, zeros past the last tile. `sums` [n], where given, gains a gradient's pixels.
 template <bool GRADIENT>
-static void in_pairs(const uint16_t *x, const Image &s, long C, long c, long n, long from, long tiles, long wide, uint16_t *to, float *sums) {
+static void in_pairs(const uint16_t *x, const Image &s, long C, long c, long n, long from, long tiles, long wide,
+                     uint16_t *to, float *sums) {
     Place place(s, from);
     for (long i = 0; i < tiles; i += 2) {
         const Tile first = found<GRADIENT>(x, s, C, place);

@@ -118,7 +118,7 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
             const long from = block * T, tiles = least(all - from, T);
             in_rows(x, s, from, tiles, T, V);
             for (long k = 0; k < K; k += 64) {
-                const long left = K - k < 64 ? (K - k) / 16 : 4;
+                const long left = least(K - k, 64) / 16;
                 (left == 4 ? panel<4> : left == 3 ? panel<3> : left == 2 ? panel<2> : panel<1>)(
                     V, U, M, T, bias, plus, weight, s, from, tiles, k, y);
             }
@@ -154,7 +154,7 @@ extern "C" void conv_weights(const float *w, long out, long in, int reverse, flo
                     u[i][4 * r + 2] = 0.5f * (ends - h[3 * r + 1]), u[i][4 * r + 3] = h[3 * r + 2];
                 }
             }
-            const long from = k / 64 * 64, wide = K - from < 64 ? K - from : 64;
+            const long from = k / 64 * 64, wide = least(K - from, 64);
             for (int j = 0; j < 16; j++) {
                 uint16_t *to = U + j * C * K + from * C + c * wide + (k - from) * 2;
                 _mm512_storeu_si512(to, side_by_side(u[0][j], u[1][j]));

@@ -497,7 +497,7 @@ def test_low_precision_stays_close_to_float32(config: NetworkConfig, channels_la
     label = F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     exact = network(x, level, label)
     seen: list[torch.dtype] = []
-    network.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    network.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     network.encoder[1].blocks[0].conv1.register_forward_pre_hook(
         lambda _, args: seen.append(args[0].dtype)
     )

@@ -106,7 +106,7 @@ class Network(nn.Module):
         seen = x if image is None else torch.cat([x, image.to(x)], dim=1)
         h = pad_to_multiple(seen, self.multiple).to(dtype=body, memory_format=layout)
         h, extra = self.body(h, embedding)
-        h = self.head(self.norm(h.to(dtype), silu=True))
+        h = self.head(self.norm(h, silu=True, dtype=dtype))
         if extra is not None:
             h = h + extra.to(dtype)
         h = h[:, :, : x.shape[2], : x.shape[3]]

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.native import gpu
 from sfumato.networks.layers import (
     Conv,
     Init,
@@ -72,14 +73,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, inputs, H, W] and [B, E] to [B, outputs, H', W']."""
-        h = self._resampled(self.conv0, self.norm0(x, silu=True))
+        late = gpu.takes(x)
+        h, x = self.norm0.forked(x, silu=True)
+        if late:  # The norm adds its offset, if any, for nothing: let it be the bias too.
+            h = self.conv0.unbiased(h if self.resample is None else self.resample(h))
+        else:
+            h = self._resampled(self.conv0, h)
         p = self.style.dropout if self.training else 0.0
         condition = self.affine(embedding)
+        bias = self.conv0.bias.expand(len(x), -1) if late else None
         if self.style.adaptive:
             factor, shift = condition.chunk(2, dim=1)
-            h = self.norm1(h, factor=factor + 1, shift=shift, silu=True, p=p)
+            h = self.norm1(h, offset=bias, factor=factor + 1, shift=shift, silu=True, p=p)
         else:
-            h = self.norm1(h, offset=condition, silu=True, p=p)
+            offset = condition if bias is None else condition + bias
+            h = self.norm1(h, offset=offset, silu=True, p=p)
         if self.skip is not None:
             x = self._resampled(self.skip, x)
         elif self.resample is not None:
@@ -110,7 +118,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        h, x = self.norm.forked(x)
+        qkv = self.qkv(h).permute(0, 2, 3, 1)
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         h = _attend(q, k, v)  # [B, heads, HW, C / heads]

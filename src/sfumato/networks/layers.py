@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.native import gpu
 from sfumato.native.conv import conv3, takes
 
 # Fills a weight and a bias, given the weight's fan-in and fan-out.
@@ -94,10 +95,30 @@ class Conv(nn.Module):
         weight, bias = self.weight, self.bias
         if self.stride == self.padding == 1 and takes(x, weight, bias):
             return conv3(x, weight, bias, gain, plus)
+        if plus is not None and gpu.takes(x):
+            return gpu.join(self.unbiased(x, gain), plus, bias, gain)
         if gain != 1:
             weight, bias = weight * gain, bias * gain
+        if self.is_product and gpu.takes(x):
+            return _product(x, weight, bias)
         h = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
         return h if plus is None else h.add(plus, alpha=gain)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether pixels do not meet."""
+        return self.weight.shape[2] == self.stride == 1 and self.padding == 0
+
+    def unbiased(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Gain times the convolution of [B, inputs, H, W] on a GPU, channels last, without bias.
+
+        To which a bias is a pass over memory of its own there: who can adds it to something else.
+        """
+        weight = self.weight if gain == 1 else self.weight * gain
+        if self.is_product:
+            return _product(x, weight, None)
+        weight = weight.to(x.dtype, memory_format=torch.channels_last)
+        return F.conv2d(x, weight, None, self.stride, self.padding)
 
     def doubled(self, x: Tensor) -> Tensor:
         """The same of [B, inputs, H, W] with every pixel repeated to 2 x 2, for a 3x3 kernel.
@@ -112,6 +133,13 @@ class Conv(nn.Module):
             kernel = torch.cat([a, a + b, b + c, c], dim)
         kernel = kernel.transpose(0, 1).to(x.dtype)
         return F.conv_transpose2d(x, kernel, self.bias.to(x.dtype), stride=2, padding=1)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution of images whose channels come last, as the product of matrices it is."""
+    matrix = weight[:, :, 0, 0].to(x.dtype)
+    y = F.linear(x.permute(0, 2, 3, 1), matrix, None if bias is None else bias.to(x.dtype))
+    return y.permute(0, 3, 1, 2)
 
 
 class StridedConv(Conv):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.native import gpu
 from sfumato.native.norm import norm_act, takes
 from sfumato.networks.layers import is_compiled_on_gpu, is_half_on_cpu, layout_of
 
@@ -29,19 +30,69 @@ class GroupNorm(nn.Module):
         shift: Tensor | None = None,
         silu: bool = False,
         p: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Normalised [B, C, H, W] in the same dtype and layout.
+        """Normalised [B, C, H, W] in the same layout, in x's dtype or the given, wider one.
 
         offset [B, C] is added before; factor and shift [B, C] act after the layer's own. Then comes
         SiLU where asked for, and dropout with probability p.
         """
+        return self.forked(
+            x, offset=offset, factor=factor, shift=shift, silu=silu, p=p, dtype=dtype
+        )[0]
+
+    def forked(
+        self,
+        x: Tensor,
+        *,
+        offset: Tensor | None = None,
+        factor: Tensor | None = None,
+        shift: Tensor | None = None,
+        silu: bool = False,
+        p: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and x for whoever uses it too: a kernel then adds both gradients at once."""
+        others = [t for t in (offset, factor, shift) if t is not None]
+        if gpu.takes(x, self.weight, self.bias, *others):
+            scale, bias = self._affine(factor, shift)
+            return gpu.norm_act(
+                x,
+                offset,
+                scale,
+                bias,
+                groups=self.groups,
+                eps=self.eps,
+                silu=silu,
+                dropout=p,
+                seed=torch.randint(2**62, (1,), device=x.device) if p > 0 else None,
+                dtype=dtype,
+            )
+        return self._by_layers(
+            x if dtype is None else x.to(dtype), offset, factor, shift, silu, p
+        ), x
+
+    def _affine(self, factor: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The layer's own scale and shift, and what comes after them, as one; float32."""
+        scale, bias = self.weight.float(), self.bias.float()
+        if factor is not None:
+            scale, bias = scale * factor.float(), bias * factor.float()
+        if shift is not None:
+            bias = bias + shift.float()
+        return scale, bias
+
+    def _by_layers(
+        self,
+        x: Tensor,
+        offset: Tensor | None,
+        factor: Tensor | None,
+        shift: Tensor | None,
+        silu: bool,
+        p: float,
+    ) -> Tensor:
         others = [t for t in (offset, factor, shift) if t is not None]
         if takes(x, self.weight, self.bias, *others):
-            scale, bias = self.weight.float(), self.bias.float()
-            if factor is not None:
-                scale, bias = scale * factor.float(), bias * factor.float()
-            if shift is not None:
-                bias = bias + shift.float()
+            scale, bias = self._affine(factor, shift)
             offset = None if offset is None else offset.float()
             return norm_act(
                 x,

@@ -212,6 +212,7 @@ def test_a_network_of_them_is_the_network(
         out = net(x.to(kind), level.to(kind))
         return [out.detach(), *torch.autograd.grad(out, list(net.parameters()), dy.to(out))]
 
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain = results(copy.deepcopy(net).double(), torch.float64)
     net.set_compute(dtype, channels_last=True)
     monkeypatch.setattr(gpu, "takes", lambda *_: False)
@@ -227,3 +228,23 @@ def test_a_network_of_them_is_the_network(
     assert asked
     mine, theirs, true = (torch.cat([t.flatten() for t in r]) for r in (ours, layers, plain))
     assert error(mine, true) < 1.2 * error(theirs, true) + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 6, 10), (3, 256, 16, 16), (1, 20, 2, 4)])
+def test_halves_and_doubles_and_their_gradients(shape: tuple[int, ...]):
+    for ours, theirs in (
+        (gpu.halved, lambda t: F.avg_pool2d(t, 2)),
+        (gpu.doubled, lambda t: F.interpolate(t, scale_factor=2.0, mode="nearest")),
+    ):
+        x = images(shape, torch.float32).requires_grad_()
+        found, expected = ours(x), theirs(x)
+        assert found.is_contiguous(memory_format=LAST)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        dy = drawn(*found.shape, seed=3).requires_grad_()
+        (dx,) = torch.autograd.grad(found, x, dy, retain_graph=True)
+        (dt,) = torch.autograd.grad(expected, x, dy, retain_graph=True)
+        torch.testing.assert_close(dx, dt, rtol=1e-6, atol=1e-6)
+        graph = torch.autograd.grad(found, x, dy, create_graph=True)[0].square().sum()
+        other = torch.autograd.grad(expected, x, dy, create_graph=True)[0].square().sum()
+        twice, expected = (torch.autograd.grad(g, dy)[0] for g in (graph, other))
+        torch.testing.assert_close(twice, expected, rtol=1e-5, atol=1e-5)

@@ -95,6 +95,16 @@ def join(h: Tensor, plus: Tensor, bias: Tensor, gain: float) -> Tensor:
     return cast(Tensor, _Join.apply(h, plus, bias.float().contiguous(), gain))
 
 
+def doubled(x: Tensor) -> Tensor:
+    """Every pixel of [B, C, H, W] as 2 x 2, in x's dtype and layout."""
+    return cast(Tensor, _Resampled.apply(x, True, 1.0))
+
+
+def halved(x: Tensor) -> Tensor:
+    """The means of every 2 x 2 pixels of [B, C, H, W], H and W even, in x's dtype and layout."""
+    return cast(Tensor, _Resampled.apply(x, False, 0.25))
+
+
 @cache
 def why_not() -> str | None:
     """Why Triton's kernels are not used on this machine; None where they are."""
@@ -165,12 +175,11 @@ class _NormAct(torch.autograd.Function):
             if skip is not None and found[0] is not None:
                 found[0] = found[0] + skip
             return *found, None, None
-        dx, dscale, dshift, doffset = _norm_backward(
+        dx, sums, doffset = _norm_backward(
             x, offset, scale, shift, seed, moments, dy, skip, choices
         )
-        if scale.ndim == 1:
-            dscale, dshift = dscale.sum(0), dshift.sum(0)
-        return dx, None if offset is None else doffset, dscale, dshift, None, None
+        dscale, dshift = (sums.sum(1) if scale.ndim == 1 else sums).unbind()
+        return dx, doffset, dscale, dshift, None, None
 
 
 class _Join(torch.autograd.Function):
@@ -205,6 +214,37 @@ class _Join(torch.autograd.Function):
         return dout, dplus, sums.sum(0) * gain, None
 
 
+class _Resampled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: bool, gain: float) -> Tensor:
+        ctx.up, ctx.gain = up, gain
+        batch, channels, height, width = x.shape
+        size = (2 * height, 2 * width) if up else (height // 2, width // 2)
+        y = torch.empty(
+            (batch, channels, *size),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last,
+        )
+        small, block = x if up else y, 2048
+        kernel = _kernels().doubled if up else _kernels().halved
+        with torch.cuda.device(x.device):
+            kernel[(-(-small.numel() // block),)](
+                x, y, small.numel(), small.shape[3], channels, gain, BLOCK=block, num_warps=8
+            )
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (dy,) = grad_outputs
+        if needs_torch(dy):
+            if ctx.up:
+                return F.avg_pool2d(dy, 2) * (4 * ctx.gain), None, None
+            return F.interpolate(dy, scale_factor=2.0, mode="nearest") * ctx.gain, None, None
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        return _Resampled.apply(dy, not ctx.up, ctx.gain), None, None
+
+
 def _norm_forward(
     x: Tensor,
     offset: Tensor | None,
@@ -221,7 +261,7 @@ def _norm_forward(
     with torch.cuda.device(x.device):
         _kernels().norm_forward[grid](
             *(x, offset, scale, shift, seed, y, moments),
-            *(height * width, channels, choices.groups),
+            *(height * width, channels),
             channels if scale.ndim == 2 else 0,
             *(choices.kept, choices.gain, choices.eps),
             D=depth,
@@ -243,22 +283,23 @@ def _norm_backward(
     dy: Tensor,
     skip: Tensor | None,
     choices: _Choices,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of x, of scale and shift [2, B, C], and of the offset."""
     batch, channels, height, width = x.shape
     # Hooks may give back in another layout what was saved.
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     if skip is not None:
         skip = skip.contiguous(memory_format=torch.channels_last)
     dx = torch.empty_like(x)
-    sums = torch.empty(3, batch, channels, dtype=torch.float32, device=x.device)
-    dscale, dshift, doffset = sums.unbind()
+    sums = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
+    doffset = None if offset is None else torch.empty_like(offset)
     depth = channels // choices.groups
     chosen = tiles(height * width, depth, backward=True)
     grid, options = _launch(chosen, batch, channels, height * width)
     with torch.cuda.device(x.device):
         _kernels().norm_backward[grid](
-            *(x, offset, scale, shift, seed, moments, dy, skip, dx, dscale, dshift, doffset),
-            *(height * width, channels, choices.groups),
+            *(x, offset, scale, shift, seed, moments, dy, skip, dx, *sums.unbind(), doffset),
+            *(height * width, channels),
             channels if scale.ndim == 2 else 0,
             *(choices.kept, choices.gain),
             D=depth,
@@ -268,14 +309,14 @@ def _norm_backward(
             SKIP=skip is not None,
             **options,
         )
-    return dx, dscale, dshift, doffset
+    return dx, sums, doffset
 
 
 def _launch(
     chosen: Tiles, batch: int, channels: int, pixels: int
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """The grid of programs, and how each is compiled."""
-    grid = (batch, -(-channels // chosen.channels))
+    grid = (-(-channels // chosen.channels), batch)
     options = {
         "KB": chosen.channels,
         "CB": _power_of_two(chosen.channels),

@@ -1,13 +1,38 @@
 """Triton's kernels for a GPU: group norm with all that follows it, and a residual block's end.
 
 Images lie channels last: pixel p and channel c of image b at (b P + p) C + c. To be imported only
-where Triton is. A program of the norm has KB channels of one image, whole groups of D of them.
+where Triton is. A program of the norm has KB channels of one image, whole groups of D of them, and
+its neighbours the next ones: together they read whole lines of memory.
 """
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
 # pyright: reportPossiblyUnboundVariable=false, reportMissingImports=false, reportUntypedFunctionDecorator=false
 
+import os
+
 import triton
 import triton.language as tl
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+
+    @triton.jit
+    def _sigmoid(x):
+        return 1 / (1 + tl.exp(-x))
+
+else:
+
+    @triton.jit
+    def _sigmoid(x):
+        """1 / (1 + exp(-x)) to a few units of the last place, without care for denormal numbers."""
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 t;
+            mul.f32 t, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 t, t;
+            add.f32 t, t, 0f3F800000;
+            rcp.approx.ftz.f32 $0, t;
+            }""",
+            "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -29,15 +54,35 @@ def _sequence(seed_at, image):
 
 
 @triton.jit
-def _kept(place, start, stride, kept):
-    """Whether the element at a place of its image is kept: `kept` in 65536 are."""
-    return (_mixed(place.to(tl.uint32) * stride + start) & 0xFFFF).to(tl.int32) < kept
+def _kept(p, start, stride, kept, KB: tl.constexpr, CB: tl.constexpr):
+    """Which of a program's pixels p and channels are kept: `kept` in 65536 are.
+
+    Two channels share a hash, which the compiler sees.
+    """
+    lane = tl.arange(0, CB)
+    pair = (p * tl.num_programs(0) + tl.program_id(0)) * ((KB + 1) // 2)
+    hashed = _mixed((pair[:, None] + (lane >> 1)[None, :]).to(tl.uint32) * stride + start)
+    drawn = (hashed >> ((lane & 1) << 4).to(tl.uint32)[None, :]) & 0xFFFF
+    return drawn.to(tl.int32) < kept
+
+
+@triton.jit
+def _block(at, p, c, real, P, C):
+    """What an image has at pixels p and channels c, where they are real ones; else 0."""
+    inside = (p < P)[:, None] & real[None, :]
+    return tl.load(at + p[:, None] * C + c[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def _apart(tile, pivot, p, P):
+    """By how much a block differs from the first pixel."""
+    return tl.where((p < P)[:, None], tile.to(tl.float32) - pivot[None, :], 0.0)
 
 
 @triton.jit
 def norm_forward(
     x_at, offset_at, scale_at, shift_at, seed_at, y_at, moments_at,
-    P, C, G, scale_row, kept, gain, eps,
+    P, C, scale_row, kept, gain, eps,
     D: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr, BP: tl.constexpr,
     SILU: tl.constexpr, DROP: tl.constexpr, OFFSET: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
@@ -45,9 +90,9 @@ def norm_forward(
 
     These are every channel's mean, its group's, and 1 / its group's deviation.
     """
-    image = tl.program_id(0)
+    image = tl.program_id(1)
     lane = tl.arange(0, CB)
-    c = tl.program_id(1) * KB + lane
+    c = tl.program_id(0) * KB + lane
     real = (lane < KB) & (c < C)
     base = image.to(tl.int64) * P * C
     rows = tl.arange(0, BP)
@@ -56,16 +101,13 @@ def norm_forward(
     pivot = tl.load(x_at + base + c, mask=real, other=0).to(tl.float32)
     sums, squares = tl.zeros([BP, CB], tl.float32), tl.zeros([BP, CB], tl.float32)
     if ONCE:
-        inside = (rows < P)[:, None] & real[None, :]
-        tile = tl.load(x_at + base + rows[:, None] * C + c[None, :], mask=inside, other=0)
-        apart = tl.where(inside, tile.to(tl.float32) - pivot[None, :], 0.0)
-        sums, squares = apart, apart * apart
+        tile = _block(x_at + base, rows, c, real, P, C)
+        sums = _apart(tile, pivot, rows, P)
+        squares = sums * sums
     else:
         for first in range(0, P, BP):
-            p = first + rows
-            inside = (p < P)[:, None] & real[None, :]
-            tile = tl.load(x_at + base + p[:, None] * C + c[None, :], mask=inside, other=0)
-            apart = tl.where(inside, tile.to(tl.float32) - pivot[None, :], 0.0)
+            tile = _block(x_at + base, first + rows, c, real, P, C)
+            apart = _apart(tile, pivot, first + rows, P)
             sums += apart
             squares += apart * apart
     mean = tl.sum(sums, 0) / P
@@ -83,7 +125,7 @@ def norm_forward(
     var = tl.sum(tl.where(together, spread[None, :] + away * away, 0.0), 1) / D
     inverse = tl.rsqrt(var + eps)
 
-    B = tl.num_programs(0)
+    B = tl.num_programs(1)
     at = moments_at + image * C + c
     tl.store(at, mean, mask=real)
     tl.store(at + B * C, centre, mask=real)
@@ -98,40 +140,38 @@ def norm_forward(
         start, stride = _sequence(seed_at, image)
     for first in range(0, P, BP):
         p = first + rows
-        inside = (p < P)[:, None] & real[None, :]
-        place = p[:, None] * C + c[None, :]
         if not ONCE:
-            tile = tl.load(x_at + base + place, mask=inside, other=0)
+            tile = _block(x_at + base, p, c, real, P, C)
         y = tile.to(tl.float32) * factor[None, :] + rest[None, :]
         if SILU:
-            y = y * tl.sigmoid(y)
+            y = y * _sigmoid(y)
         if DROP:
-            y = tl.where(_kept(place, start, stride, kept), y * gain, 0.0)
-        tl.store(y_at + base + place, y.to(y_at.dtype.element_ty), mask=inside)
+            y = tl.where(_kept(p, start, stride, kept, KB, CB), y * gain, 0.0)
+        to = y_at + base + p[:, None] * C + c[None, :]
+        tl.store(to, y.to(y_at.dtype.element_ty), mask=(p < P)[:, None] & real[None, :])
 
 
 @triton.jit
 def _slopes(
-    tile, dy, place, factor, rest, centre, inverse, start, stride, kept, gain,
-    SILU: tl.constexpr, DROP: tl.constexpr,
+    tile, dy, p, factor, rest, start, stride, kept,
+    SILU: tl.constexpr, DROP: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """x normalised, and the gradient of what scale and shift make of it."""
-    x = tile.to(tl.float32)
+    """The gradient of what scale and shift make of x, less dropout's gain."""
     dz = dy.to(tl.float32)
     if DROP:
-        dz = tl.where(_kept(place, start, stride, kept), dz * gain, 0.0)
+        dz = tl.where(_kept(p, start, stride, kept, KB, CB), dz, 0.0)
     if SILU:
-        z = x * factor[None, :] + rest[None, :]
-        s = tl.sigmoid(z)
-        dz = dz * (s * (1 + z * (1 - s)))
-    return (x - centre[None, :]) * inverse[None, :], dz
+        z = tile.to(tl.float32) * factor[None, :] + rest[None, :]
+        s = _sigmoid(z)
+        dz = dz * (s + z * (s - s * s))
+    return dz
 
 
 @triton.jit
 def norm_backward(
     x_at, offset_at, scale_at, shift_at, seed_at, moments_at, dy_at, skip_at,
     dx_at, dscale_at, dshift_at, doffset_at,
-    P, C, G, scale_row, kept, gain,
+    P, C, scale_row, kept, gain,
     D: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr, BP: tl.constexpr,
     SILU: tl.constexpr, DROP: tl.constexpr, OFFSET: tl.constexpr, SKIP: tl.constexpr,
     ONCE: tl.constexpr,
@@ -140,13 +180,13 @@ def norm_backward(
 
     With SKIP, what x's other user found is added to x's.
     """
-    image = tl.program_id(0)
+    image = tl.program_id(1)
     lane = tl.arange(0, CB)
-    c = tl.program_id(1) * KB + lane
+    c = tl.program_id(0) * KB + lane
     real = (lane < KB) & (c < C)
     base = image.to(tl.int64) * P * C
     rows = tl.arange(0, BP)
-    B = tl.num_programs(0)
+    B = tl.num_programs(1)
     at = moments_at + image * C + c
     mean = tl.load(at, mask=real, other=0)
     centre = tl.load(at + B * C, mask=real, other=0)
@@ -162,29 +202,24 @@ def norm_backward(
     if DROP:
         start, stride = _sequence(seed_at, image)
 
+    # Of x as it was normalised: x inverse + below.
+    below = -own * inverse
     sums, products = tl.zeros([BP, CB], tl.float32), tl.zeros([BP, CB], tl.float32)
     if ONCE:
-        inside = (rows < P)[:, None] & real[None, :]
-        place = rows[:, None] * C + c[None, :]
-        tile = tl.load(x_at + base + place, mask=inside, other=0)
-        dy = tl.load(dy_at + base + place, mask=inside, other=0)
-        normal, dz = _slopes(
-            tile, dy, place, factor, rest, own, inverse, start, stride, kept, gain, SILU, DROP
-        )
-        sums, products = dz, tl.where(inside, dz * normal, 0.0)
+        tile = _block(x_at + base, rows, c, real, P, C)
+        dy = _block(dy_at + base, rows, c, real, P, C)
+        dz = _slopes(tile, dy, rows, factor, rest, start, stride, kept, SILU, DROP, KB, CB)
+        sums = dz
+        products = dz * (tile.to(tl.float32) * inverse[None, :] + below[None, :])
     else:
         for first in range(0, P, BP):
             p = first + rows
-            inside = (p < P)[:, None] & real[None, :]
-            place = p[:, None] * C + c[None, :]
-            tile = tl.load(x_at + base + place, mask=inside, other=0)
-            dy = tl.load(dy_at + base + place, mask=inside, other=0)
-            normal, dz = _slopes(
-                tile, dy, place, factor, rest, own, inverse, start, stride, kept, gain, SILU, DROP
-            )
+            tile = _block(x_at + base, p, c, real, P, C)
+            dy = _block(dy_at + base, p, c, real, P, C)
+            dz = _slopes(tile, dy, p, factor, rest, start, stride, kept, SILU, DROP, KB, CB)
             sums += dz
-            products += tl.where(inside, dz * normal, 0.0)
-    dshift, dscale = tl.sum(sums, 0), tl.sum(products, 0)
+            products += dz * (tile.to(tl.float32) * inverse[None, :] + below[None, :])
+    dshift, dscale = tl.sum(sums, 0) * gain, tl.sum(products, 0) * gain
     tl.store(dshift_at + image * C + c, dshift, mask=real)
     tl.store(dscale_at + image * C + c, dscale, mask=real)
 
@@ -197,20 +232,20 @@ def norm_backward(
         tl.store(
             doffset_at + image * C + c, inverse * (scale * dshift - P * (level + over)), mask=real
         )
+    # inverse (scale dz - level - slope (x inverse + below))
+    of_dz, of_x = factor * gain, -inverse * inverse * slope
+    always = -inverse * (level + slope * below)
     for first in range(0, P, BP):
         p = first + rows
-        inside = (p < P)[:, None] & real[None, :]
-        place = p[:, None] * C + c[None, :]
         if not ONCE:
-            tile = tl.load(x_at + base + place, mask=inside, other=0)
-            dy = tl.load(dy_at + base + place, mask=inside, other=0)
-            normal, dz = _slopes(
-                tile, dy, place, factor, rest, own, inverse, start, stride, kept, gain, SILU, DROP
-            )
-        dx = inverse[None, :] * (scale[None, :] * dz - level[None, :] - normal * slope[None, :])
+            tile = _block(x_at + base, p, c, real, P, C)
+            dy = _block(dy_at + base, p, c, real, P, C)
+            dz = _slopes(tile, dy, p, factor, rest, start, stride, kept, SILU, DROP, KB, CB)
+        dx = dz * of_dz[None, :] + (tile.to(tl.float32) * of_x[None, :] + always[None, :])
         if SKIP:
-            dx += tl.load(skip_at + base + place, mask=inside, other=0).to(tl.float32)
-        tl.store(dx_at + base + place, dx.to(dx_at.dtype.element_ty), mask=inside)
+            dx += _block(skip_at + base, p, c, real, P, C).to(tl.float32)
+        to = dx_at + base + p[:, None] * C + c[None, :]
+        tl.store(to, dx.to(dx_at.dtype.element_ty), mask=(p < P)[:, None] & real[None, :])
 
 
 @triton.jit
@@ -243,3 +278,32 @@ def join_backward(
         sums += dout
         tl.store(dplus_at + place, (dout * gain).to(dplus_at.dtype.element_ty), mask=inside)
     tl.store(sums_at + tl.program_id(0) * C + c, tl.sum(sums, 0), mask=c < C)
+
+
+@triton.jit
+def doubled(x_at, y_at, count, W, C, gain, BLOCK: tl.constexpr):
+    """Write every pixel of x, W of them a row, times gain as 2 x 2 pixels of y."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    value = tl.load(x_at + at, mask=inside, other=0).to(tl.float32) * gain
+    value = value.to(y_at.dtype.element_ty)
+    row, column = at // (W * C), at % (W * C)
+    to = 4 * row * W * C + 2 * (column // C) * C + column % C
+    for first in tl.static_range(2):
+        for second in tl.static_range(2):
+            tl.store(y_at + to + (2 * first * W + second) * C, value, mask=inside)
+
+
+@triton.jit
+def halved(x_at, y_at, count, W, C, gain, BLOCK: tl.constexpr):
+    """Write gain times the sum of every 2 x 2 pixels of x as one of y, W of them a row."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    row, column = at // (W * C), at % (W * C)
+    source = x_at + 4 * row * W * C + 2 * (column // C) * C + column % C
+    sums = tl.zeros([BLOCK], tl.float32)
+    for first in tl.static_range(2):
+        for second in tl.static_range(2):
+            part = tl.load(source + (2 * first * W + second) * C, mask=inside, other=0)
+            sums += part.to(tl.float32)
+    tl.store(y_at + at, (sums * gain).to(y_at.dtype.element_ty), mask=inside)

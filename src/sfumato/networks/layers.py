@@ -191,7 +191,7 @@ class Resample(nn.Module):
         if self.box:
             if self.up:
                 return repeated(x)
-            return F.avg_pool2d(x, 2)
+            return gpu.halved(x) if gpu.takes(x) and _is_even(x) else F.avg_pool2d(x, 2)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
         convolve = F.conv_transpose2d if self.up else F.conv2d
@@ -223,7 +223,13 @@ def repeated(x: Tensor) -> Tensor:
     """Every pixel of [B, C, H, W] as 2 x 2."""
     if is_compiled_on_gpu(x):
         return spread_out(x)
+    if gpu.takes(x):
+        return gpu.doubled(x)
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _is_even(x: Tensor) -> bool:
+    return x.shape[2] % 2 == x.shape[3] % 2 == 0
 
 
 def spread_out(x: Tensor) -> Tensor:

@@ -73,27 +73,40 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, inputs, H, W] and [B, E] to [B, outputs, H', W']."""
-        late = gpu.takes(x)
-        h, x = self.norm0.forked(x, silu=True)
-        if late:  # The norm adds its offset, if any, for nothing: let it be the bias too.
-            h = self.conv0.unbiased(h if self.resample is None else self.resample(h))
-        else:
-            h = self._resampled(self.conv0, h)
-        p = self.style.dropout if self.training else 0.0
-        condition = self.affine(embedding)
-        bias = self.conv0.bias.expand(len(x), -1) if late else None
-        if self.style.adaptive:
-            factor, shift = condition.chunk(2, dim=1)
-            h = self.norm1(h, offset=bias, factor=factor + 1, shift=shift, silu=True, p=p)
-        else:
-            offset = condition if bias is None else condition + bias
-            h = self.norm1(h, offset=offset, silu=True, p=p)
+        h = self._on_gpu(x, embedding) if gpu.takes(x) else self._by_layers(x, embedding)
+        return h if self.attention is None else self.attention(h)
+
+    def _by_layers(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self._resampled(self.conv0, self.norm0(x, silu=True))
+        h = self._conditioned(h, embedding, None)
         if self.skip is not None:
             x = self._resampled(self.skip, x)
         elif self.resample is not None:
             x = self.resample(x)
-        h = self.conv1(h, gain=self.style.skip_scale, plus=x)
-        return h if self.attention is None else self.attention(h)
+        return self.conv1(h, gain=self.style.skip_scale, plus=x)
+
+    def _on_gpu(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The same where a pass over memory costs most: biases join what is added anyway."""
+        h, x = self.norm0.forked(x, silu=True)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv0.unbiased(h)
+        h = self._conditioned(h, embedding, self.conv0.bias)
+        bias, gain = self.conv1.bias, self.style.skip_scale
+        if self.skip is not None:
+            x, bias = self.skip.unbiased(x), bias + self.skip.bias
+        return gpu.join(self.conv1.unbiased(h, gain), x, bias, gain)
+
+    def _conditioned(self, h: Tensor, embedding: Tensor, bias: Tensor | None) -> Tensor:
+        """The second norm, by the embedding, of h plus bias."""
+        p = self.style.dropout if self.training else 0.0
+        condition = self.affine(embedding)
+        if not self.style.adaptive:
+            offset = condition if bias is None else condition + bias
+            return self.norm1(h, offset=offset, silu=True, p=p)
+        factor, shift = condition.chunk(2, dim=1)
+        offset = None if bias is None else bias.expand(len(h), -1)
+        return self.norm1(h, offset=offset, factor=factor + 1, shift=shift, silu=True, p=p)
 
     def _resampled(self, conv: Conv, x: Tensor) -> Tensor:
         return conv(x) if self.resample is None else self.resample.then(conv, x)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato.data.images import Images
 from sfumato.data.pixels import PixelFormat
 from sfumato.errors import ConfigError
+from sfumato.native import gpu
 from sfumato.networks.base import Network
 from sfumato.placement import fork_rng_of
 from sfumato.processes import Processes
@@ -77,9 +78,7 @@ class NetworkMaker:
         how, cuda = run.compile, self.device.startswith("cuda")
         whole = self.recipe.micro_batch in (0, self.recipe.batch) and self.team.count == 1
         if how == "auto" and cuda:
-            small = sum(p.numel() for p in network.parameters()) < _SMALL and whole
-            long = not 0 < run.minutes < _COMPILED_MINUTES
-            how = "graphs" if small else "on" if long and not self.team.sharded else "off"
+            how = self._choice(network, run, whole)
         if how == "on":
             self._compile(network, must=run.compile == "on")
         elif how == "graphs":
@@ -88,8 +87,27 @@ class NetworkMaker:
                     "--compile graphs needs a CUDA device, one process and whole batches (no "
                     "--micro-batch): leave it out, or resume with --compile auto"
                 )
-            x, level, given = self._batch(self.recipe.batch)
+            self._replay(network, must=run.compile == "graphs")
+
+    def _choice(self, network: Network, run: Bookkeeping, whole: bool) -> str:
+        """What is quickest on a GPU: without kernels of ours a large network gains by compiling."""
+        ours = gpu.why_not() is None
+        small = sum(p.numel() for p in network.parameters()) < _SMALL
+        if whole and (ours or small):
+            return "graphs"
+        long = not 0 < run.minutes < _COMPILED_MINUTES
+        return "on" if long and not ours and not self.team.sharded else "off"
+
+    def _replay(self, network: Network, *, must: bool) -> None:
+        """Have the network replayed; where memory does not suffice and needs not, leave it."""
+        x, level, given = self._batch(self.recipe.batch)
+        try:
             replay_training(network, x, level, given)
+        except torch.OutOfMemoryError:
+            if must:
+                raise
+            torch.cuda.empty_cache()
+            self.say("the network is not replayed as CUDA graphs: there is no memory for them")
 
     def _compile(self, network: Network, *, must: bool) -> None:
         """Compile the network; where that fails and needs not be, say so and leave it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -117,6 +118,23 @@ def test_a_replayed_network_is_trained_under_conditions_and_drops_labels() -> No
     records = list(islice(train(state, Grey(size=16), how), 60))
     early, late = (sum(r.loss for r in part) for part in (records[:15], records[-15:]))
     assert late < 0.9 * early
+
+
+def test_a_replayed_network_drops_anew_at_every_call() -> None:
+    config = replace(CONFIG, dropout=0.5)
+    net = build_network(config, in_channels=3, out_channels=3, height=16, width=16).cuda()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape, device="cuda"))
+    net.set_compute(torch.bfloat16, channels_last=True)
+    x, level = torch.randn(4, *SHAPE, device="cuda"), torch.zeros(4, device="cuda")
+    replay_training(net, x, level, {})
+    first, second = (net(x, level).detach().clone() for _ in range(2))
+    assert float((first - second).abs().mean()) > 0.05 * float(first.abs().mean())
+    torch.manual_seed(3)
+    third = net(x, level).detach().clone()
+    torch.manual_seed(3)
+    torch.testing.assert_close(net(x, level).detach(), third, rtol=1e-2, atol=1e-2)
 
 
 def test_no_step_waits_for_the_device() -> None:

@@ -181,7 +181,7 @@ class Race:
                 entry.call()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        found = [w for w in caught if "synchroniz" in str(w.message).lower()]
+        found = [w for w in caught if "called a synchronizing" in str(w.message)]
         places = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in found})
         self.facts.append(
             f"Host synchronisations a training step of {entry.who.name}: {len(found)}"

@@ -120,6 +120,9 @@ def test_a_rate_is_of_the_median() -> None:
         ("aten::_foreach_lerp_", "moving average"),
         ("aten::_foreach_norm", "optimizer"),
         ("aten::upsample_nearest2d", "resampling"),
+        ("_NormActBackward", "norms"),
+        ("_JoinBackward", "elementwise"),
+        ("_Resampled", "resampling"),
         ("autograd::engine::evaluate_function: ConvolutionBackward0", "other"),
     ],
 )

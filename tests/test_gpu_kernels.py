@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,3 +251,59 @@ def test_halves_and_doubles_and_their_gradients(shape: tuple[int, ...]):
         other = torch.autograd.grad(expected, x, dy, create_graph=True)[0].square().sum()
         twice, expected = (torch.autograd.grad(g, dy)[0] for g in (graph, other))
         torch.testing.assert_close(twice, expected, rtol=1e-5, atol=1e-5)
+
+
+COMPILED = """
+import itertools, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sfumato.native import gpu, gpu_kernels
+
+KINDS = {"x_at": KIND, "y_at": KIND, "dy_at": KIND, "dx_at": KIND, "skip_at": KIND, "h_at": KIND,
+         "plus_at": KIND, "out_at": KIND, "dout_at": KIND, "dplus_at": KIND, "seed_at": "i64"}
+
+def compiled(name, **choices):
+    kernel = getattr(gpu_kernels, name)
+    names = kernel.arg_names
+    fixed = {(names.index(n),): value for n, value in choices.items()}
+    kinds = {
+        n: "constexpr" if n in choices
+        else "*" + KINDS.get(n, "fp32") if n.endswith("_at")
+        else "fp32" if n in ("gain", "eps") else "i32"
+        for n in names
+    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
+               if n.endswith("_at") or n in ("C", "count", "scale_row")}
+    for at in fixed:
+        aligned.pop(at, None)
+    source = ASTSource(kernel, kinds, fixed, aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    words = made.asm["ptx"]
+    assert "ld.global.v4" in words, name
+    print(name, "compiled")
+
+for pixels, on in itertools.product((1024, 64), (True, False)):
+    t = gpu.tiles(pixels, 8)
+    how = dict(D=8, KB=t.channels, CB=64, BP=t.pixels, SILU=on, DROP=on, OFFSET=on,
+               ONCE=pixels <= t.pixels)
+    none = {} if on else {"offset_at": None, "seed_at": None}
+    compiled("norm_forward", **how, **none)
+    none = {} if on else {**none, "skip_at": None, "doffset_at": None}
+    compiled("norm_backward", **how, **none, SKIP=on)
+compiled("join_forward", BLOCK=4096)
+compiled("join_backward", CB=128, BP=64)
+compiled("doubled", BLOCK=2048)
+compiled("halved", BLOCK=2048)
+"""
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    """The interpreter takes more than the compiler does; and memory is to be read in long words."""
+    script = tmp_path / "compiled.py"
+    script.write_text(COMPILED.replace("KIND,", '"bf16",'))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("compiled") == 12

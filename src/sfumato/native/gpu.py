@@ -106,6 +106,11 @@ def halved(x: Tensor) -> Tensor:
     return cast(Tensor, _Resampled.apply(x, False, 0.25))
 
 
+def in_words() -> str:
+    """Which kernels there are, for a record of how something was computed."""
+    return "none: " + why if (why := why_not()) else "norm, join, resample by Triton"
+
+
 @cache
 def why_not() -> str | None:
     """Why Triton's kernels are not used on this machine; None where they are."""

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from sfumato.errors import ConfigError
+from sfumato.native import gpu
 from sfumato.native.library import in_words
 
 
@@ -63,5 +64,5 @@ def describe(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{device} ({hardware})",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        **({} if cuda else {"kernels": in_words()}),
+        "kernels": gpu.in_words() if cuda else in_words(),
     }

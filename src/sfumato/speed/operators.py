@@ -20,12 +20,12 @@ CLASSES: tuple[tuple[str, str], ...] = (
     ("dropout", r"dropout|bernoulli|random_"),
     ("convolutions", r"conv"),
     ("matrix products", r"(^|::|_)(mm|addmm|bmm|baddbmm|matmul|linear)(_|$)"),
-    ("resampling", r"upsample|avg_pool|interpolate|pad"),
+    ("resampling", r"upsample|avg_pool|interpolate|pad|resampled"),
     ("copies", r"copy|clone|contiguous|(^|::)cat|memcpy|memset|fill|zero|stack|index_select"),
     ("random numbers", r"normal|uniform|rand"),
     (
         "elementwise",
-        r"silu|sigmoid|add|mul|div|sub|neg|sqrt|pow|exp|log|where|clamp|sum|mean|"
+        r"join|silu|sigmoid|add|mul|div|sub|neg|sqrt|pow|exp|log|where|clamp|sum|mean|"
         r"(^|::)(lt|gt|le|ge|eq|ne|sin|cos)(_|$)|square|max|min|triton|fused",
     ),
 )

@@ -33,6 +33,10 @@ def replay_training(
     if not x.is_cuda:
         raise ValueError(f"CUDA graphs need the network on a CUDA device, it is on {x.device}")
     own, names = network.forward, tuple(condition)
+    # Weights meet their gradients on the stream that recorded them, which a replay need not know.
+    quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if quiet is not None:
+        quiet(False)
     given = (x, noise_label, *condition.values())
     shapes = tuple(t.shape for t in given)
     inner = _ByPosition(network.train(), names)

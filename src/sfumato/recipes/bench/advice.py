@@ -44,7 +44,7 @@ def _all(r: Result) -> Iterator[tuple[float, str]]:
             "OMP_NUM_THREADS.",
         )
     if r.no_kernels:
-        yield 1.5, f"Sfumato's own kernels for the CPU are not used: {r.no_kernels}."
+        yield 1.5, f"Sfumato's own kernels are not used: {r.no_kernels}."
     yield from _precision(r)
     if r.step.waited >= WAITING:
         yield (

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.data.images import Images
 from sfumato.errors import ConfigError
+from sfumato.native import gpu
 from sfumato.native.library import unavailable
 from sfumato.networks.base import Network
 from sfumato.recipes.bench.result import Rates, Result, StepTimes
@@ -117,7 +118,7 @@ def measure(
         threads=torch.get_num_threads(),
         device=device,
         unused_cuda=device == "cpu" and torch.cuda.is_available(),
-        no_kernels=unavailable("norm") if device == "cpu" else "",
+        no_kernels=unavailable("norm") if device == "cpu" else gpu.why_not() or "",
         spread=spread,
         granted=min(busy / (wall * torch.get_num_threads()), 1.0) if device == "cpu" else 1.0,
         environment=describe(device),

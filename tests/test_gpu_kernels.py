@@ -280,6 +280,7 @@ def compiled(name, **choices):
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     words = made.asm["ptx"]
     assert "ld.global.v4" in words, name
+    assert "st.global.v4" in words, name
     print(name, "compiled")
 
 for pixels, on in itertools.product((1024, 64), (True, False)):
@@ -292,8 +293,8 @@ for pixels, on in itertools.product((1024, 64), (True, False)):
     compiled("norm_backward", **how, **none, SKIP=on)
 compiled("join_forward", BLOCK=4096)
 compiled("join_backward", CB=128, BP=64)
-compiled("doubled", BLOCK=2048)
-compiled("halved", BLOCK=2048)
+compiled("doubled", CB=128, BP=16)
+compiled("halved", CB=128, BP=16)
 """
 
 

@@ -232,11 +232,12 @@ class _Resampled(torch.autograd.Function):
             device=x.device,
             memory_format=torch.channels_last,
         )
-        small, block = x if up else y, 2048
+        small = x if up else y
+        pixels, lanes, rows = small.numel() // channels, min(_power_of_two(channels), 128), 16
         kernel = _kernels().doubled if up else _kernels().halved
         with torch.cuda.device(x.device):
-            kernel[(-(-small.numel() // block),)](
-                x, y, small.numel(), small.shape[3], channels, gain, BLOCK=block, num_warps=8
+            kernel[(-(-pixels // rows), -(-channels // lanes))](
+                x, y, pixels, small.shape[3], channels, gain, CB=lanes, BP=rows, num_warps=4
             )
         return y
 

@@ -4,8 +4,6 @@ Images lie channels last: pixel p and channel c of image b at (b P + p) C + c. T
 where Triton is. A program of the norm has KB channels of one image, whole groups of D of them, and
 its neighbours the next ones: together they read whole lines of memory.
 """
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-# pyright: reportPossiblyUnboundVariable=false, reportMissingImports=false, reportUntypedFunctionDecorator=false
 
 import os
 
@@ -281,29 +279,33 @@ def join_backward(
 
 
 @triton.jit
-def doubled(x_at, y_at, count, W, C, gain, BLOCK: tl.constexpr):
-    """Write every pixel of x, W of them a row, times gain as 2 x 2 pixels of y."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    value = tl.load(x_at + at, mask=inside, other=0).to(tl.float32) * gain
-    value = value.to(y_at.dtype.element_ty)
-    row, column = at // (W * C), at % (W * C)
-    to = 4 * row * W * C + 2 * (column // C) * C + column % C
-    for first in tl.static_range(2):
-        for second in tl.static_range(2):
-            tl.store(y_at + to + (2 * first * W + second) * C, value, mask=inside)
+def _quads(count, W, C, CB: tl.constexpr, BP: tl.constexpr):
+    """Where pixels of the smaller image are, and the first of each one's four in the larger."""
+    p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * CB + tl.arange(0, CB)
+    first = 4 * (p // W) * W + 2 * (p % W)
+    inside = (p < count)[:, None] & (c < C)[None, :]
+    return p[:, None] * C + c[None, :], first[:, None] * C + c[None, :], inside
 
 
 @triton.jit
-def halved(x_at, y_at, count, W, C, gain, BLOCK: tl.constexpr):
-    """Write gain times the sum of every 2 x 2 pixels of x as one of y, W of them a row."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    row, column = at // (W * C), at % (W * C)
-    source = x_at + 4 * row * W * C + 2 * (column // C) * C + column % C
-    sums = tl.zeros([BLOCK], tl.float32)
-    for first in tl.static_range(2):
-        for second in tl.static_range(2):
-            part = tl.load(source + (2 * first * W + second) * C, mask=inside, other=0)
+def doubled(x_at, y_at, count, W, C, gain, CB: tl.constexpr, BP: tl.constexpr):
+    """Write each of `count` pixels of x, W of them a row, times gain as 2 x 2 pixels of y."""
+    at, to, inside = _quads(count, W, C, CB, BP)
+    value = tl.load(x_at + at, mask=inside, other=0).to(tl.float32) * gain
+    value = value.to(y_at.dtype.element_ty)
+    for row in tl.static_range(2):
+        for column in tl.static_range(2):
+            tl.store(y_at + to + (2 * row * W + column) * C, value, mask=inside)
+
+
+@triton.jit
+def halved(x_at, y_at, count, W, C, gain, CB: tl.constexpr, BP: tl.constexpr):
+    """Write gain times the sums of 2 x 2 pixels of x as `count` pixels of y, W of them a row."""
+    to, at, inside = _quads(count, W, C, CB, BP)
+    sums = tl.zeros([BP, CB], tl.float32)
+    for row in tl.static_range(2):
+        for column in tl.static_range(2):
+            part = tl.load(x_at + at + (2 * row * W + column) * C, mask=inside, other=0)
             sums += part.to(tl.float32)
-    tl.store(y_at + at, (sums * gain).to(y_at.dtype.element_ty), mask=inside)
+    tl.store(y_at + to, (sums * gain).to(y_at.dtype.element_ty), mask=inside)

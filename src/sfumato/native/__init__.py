@@ -1,1 +1,1 @@
-"""Kernels in C++ for what torch does slowly on a CPU, compiled where they run."""
+"""Kernels for what torch does slowly: C++ on a CPU, Triton on a GPU, compiled where they run."""

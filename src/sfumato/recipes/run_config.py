@@ -83,8 +83,8 @@ class Bookkeeping:
     """CPU threads; 0 is PyTorch's default."""
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """on: compile the network for training, by torch.compile, which takes a minute or several;
-    graphs: replay it as CUDA graphs. auto: on a GPU, graphs for small networks, and large ones are
-    compiled in runs without a time limit or of ten minutes and more."""
+    graphs: replay it as CUDA graphs, which needs one process and whole batches. auto: on a GPU,
+    graphs where there can be; else, without Sfumato's own kernels, on in long runs."""
     fsdp: bool = False
     """Under torchrun, split the weights over the processes (FSDP2): for models that one device
     cannot hold."""

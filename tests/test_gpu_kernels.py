@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.native import gpu
-from sfumato.native.gpu import Tiles, join, norm_act
+from sfumato.native import gpu, gpu_norm
+from sfumato.native.gpu import join
+from sfumato.native.gpu_norm import Tiles, norm_act
 from sfumato.networks.build import build_network
 from sfumato.networks.config import ADMConfig, UNetConfig
 
@@ -95,7 +96,7 @@ def test_values_and_gradients_are_the_formula_s(shape, groups, dtype, silu, shar
 def test_tiles_change_no_more_than_rounding(monkeypatch: pytest.MonkeyPatch, pixels: int):
     x = images((2, 64, 20, 20), torch.float32).requires_grad_()
     scale, shift = drawn(64, seed=2), drawn(64, seed=3)
-    monkeypatch.setattr(gpu, "tiles", lambda *_, **__: Tiles(32, pixels, 4))
+    monkeypatch.setattr(gpu_norm, "tiles", lambda *_, **__: Tiles(32, pixels, 4))
     y, _ = norm_act(x, None, scale, shift, groups=16, eps=1e-5, silu=True)
     truth = x.detach().double().requires_grad_()
     true = exact(truth, None, scale.double(), shift.double(), 16, True)
@@ -257,13 +258,13 @@ COMPILED = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from sfumato.native import gpu, gpu_kernels
+from sfumato.native import gpu_kernels, gpu_norm, gpu_norm_kernels
 
 KINDS = {"x_at": KIND, "y_at": KIND, "dy_at": KIND, "dx_at": KIND, "skip_at": KIND, "h_at": KIND,
          "plus_at": KIND, "out_at": KIND, "dout_at": KIND, "dplus_at": KIND, "seed_at": "i64"}
 
 def compiled(name, **choices):
-    kernel = getattr(gpu_kernels, name)
+    kernel = getattr(gpu_norm_kernels if name.startswith('norm') else gpu_kernels, name)
     names = kernel.arg_names
     fixed = {(names.index(n),): value for n, value in choices.items()}
     kinds = {
@@ -284,7 +285,7 @@ def compiled(name, **choices):
     print(name, "compiled")
 
 for pixels, on in itertools.product((1024, 64), (True, False)):
-    t = gpu.tiles(pixels, 8)
+    t = gpu_norm.tiles(pixels, 8)
     how = dict(D=8, KB=t.channels, CB=64, BP=t.pixels, SILU=on, DROP=on, OFFSET=on,
                ONCE=pixels <= t.pixels)
     none = {} if on else {"offset_at": None, "seed_at": None}

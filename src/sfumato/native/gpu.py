@@ -1,14 +1,13 @@
-"""Group norm with all that follows it, and a residual block's end, in one pass each on a GPU.
+"""What lies between convolutions in one pass over a GPU's memory: a block's end, resampling.
 
-By Triton, which PyTorch brings along for CUDA. On a GPU the layers between convolutions are bound
-by memory: torch's group norm copies channels last to channels first and back.
+By Triton, which PyTorch brings along for CUDA. On a GPU these layers are bound by memory, and each
+of torch's is a pass of its own. The norms are in `gpu_norm`.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
@@ -17,28 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.native.plain import gradients_by_torch, is_watched, needs_torch
+from sfumato.native.plain import is_watched, needs_torch
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """What a program works on: `channels` of an image, `pixels` at a time, by `warps`."""
-
-    channels: int
-    pixels: int
-    warps: int
-
-
-def tiles(pixels: int, depth: int) -> Tiles:
-    """Return the tiles of images of so many pixels, in groups of `depth` channels.
-
-    Measured on an H200: 128 bytes of a pixel, a whole line of memory; few pixels at a time where
-    there are many, so that images wait in the cache for their second reading.
-    """
-    channels = max(64 // depth, 1) * depth
-    return Tiles(channels, min(_power_of_two(pixels), 32 if pixels > 256 else 64), 4)
 
 
 def takes(x: Tensor, *others: Tensor) -> bool:
@@ -55,38 +35,6 @@ def takes(x: Tensor, *others: Tensor) -> bool:
         and not is_watched()
         and x.is_contiguous(memory_format=torch.channels_last)
         and why_not() is None
-    )
-
-
-def norm_act(
-    x: Tensor,
-    offset: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    *,
-    groups: int,
-    eps: float,
-    silu: bool,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """dropout(act(norm(x + offset) scale + shift)) of [B, C, H, W], in dtype or x's, and x again.
-
-    offset is [B, C]; scale and shift are [C] or [B, C]. Who uses x beside its norm takes it from
-    here: both gradients are then added where the norm's is found. Dropout is in steps of 2^-16; its
-    mask is a hash of the element's place and of the seed [1], int64, which stays on the device so
-    that a replayed graph can draw it anew.
-    """
-    kept = round((1 - dropout) * 65536)
-    size = x.shape[:2]
-    offset = None if offset is None else offset.float().expand(size).contiguous()
-    shape = scale.shape if scale.ndim == shift.ndim == 1 else size
-    scale, shift = (t.float().expand(shape).contiguous() for t in (scale, shift))
-    choices = _Choices(groups, eps, silu, kept, dtype or x.dtype)
-    return cast(
-        "tuple[Tensor, Tensor]",
-        _NormAct.apply(x, offset, scale, shift, seed if kept < 65536 else None, choices),
     )
 
 
@@ -118,74 +66,12 @@ def why_not() -> str | None:
         return "SFUMATO_NATIVE=0 leaves them out: unset it"
     try:
         x = torch.ones(1, 4, 2, 2, device="cuda").contiguous(memory_format=torch.channels_last)
-        line = torch.ones(4, device="cuda")
-        _norm_forward(x, None, line, line, None, _Choices(1, 1.0, False, 65536, x.dtype))
+        doubled(x)
     except Exception as error:  # No Triton, no compiler, an old GPU: each in its own way.
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         warnings.warn(f"Sfumato's GPU kernels are left out: {why}", RuntimeWarning, stacklevel=2)
         return why
     return None
-
-
-@dataclass(frozen=True)
-class _Choices:
-    groups: int
-    eps: float
-    silu: bool
-    kept: int
-    dtype: torch.dtype
-
-    @property
-    def gain(self) -> float:
-        return 65536 / self.kept if self.kept else 0.0
-
-
-class _NormAct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        offset: Tensor | None,
-        scale: Tensor,
-        shift: Tensor,
-        seed: Tensor | None,
-        choices: _Choices,
-    ) -> tuple[Tensor, Tensor]:
-        y, moments = _norm_forward(x, offset, scale, shift, seed, choices)
-        ctx.save_for_backward(x, offset, scale, shift, seed, moments)
-        ctx.choices = choices
-        ctx.set_materialize_grads(False)
-        return y, x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        dy, skip = grad_outputs
-        if dy is None:
-            return skip, None, None, None, None, None
-        x, offset, scale, shift, seed, moments = ctx.saved_tensors
-        choices: _Choices = ctx.choices
-        if needs_torch(dy) or (skip is not None and needs_torch(skip)):
-            if choices.kept < 65536:
-                raise NotImplementedError(
-                    "second derivatives of a network that drops out: call network.eval(), or build "
-                    "it with dropout=0"
-                )
-
-            def again(x: Tensor, offset: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-                h = x.float() if offset is None else x.float() + offset[..., None, None]
-                h = F.group_norm(h, choices.groups, eps=choices.eps) * scale[..., None, None]
-                h = h + shift[..., None, None]
-                return (F.silu(h) if choices.silu else h).to(choices.dtype)
-
-            found = gradients_by_torch(again, (x, offset, scale, shift), dy)
-            if skip is not None and found[0] is not None:
-                found[0] = found[0] + skip
-            return *found, None, None
-        dx, sums, doffset = _norm_backward(
-            x, offset, scale, shift, seed, moments, dy, skip, choices
-        )
-        dscale, dshift = (sums.sum(1) if scale.ndim == 1 else sums).unbind()
-        return dx, doffset, dscale, dshift, None, None
 
 
 class _Join(torch.autograd.Function):
@@ -208,7 +94,7 @@ class _Join(torch.autograd.Function):
         dout = dout.contiguous(memory_format=torch.channels_last)
         channels = dout.shape[1]
         rows = dout.numel() // channels
-        width, height = min(_power_of_two(channels), 128), 64
+        width, height = min(power_of_two(channels), 128), 64
         strip = max(-(-rows // 2048), height)
         count = -(-rows // strip)
         dplus = torch.empty_like(dout)
@@ -233,7 +119,7 @@ class _Resampled(torch.autograd.Function):
             memory_format=torch.channels_last,
         )
         small = x if up else y
-        pixels, lanes, rows = small.numel() // channels, min(_power_of_two(channels), 128), 16
+        pixels, lanes, rows = small.numel() // channels, min(power_of_two(channels), 128), 16
         kernel = _kernels().doubled if up else _kernels().halved
         with torch.cuda.device(x.device):
             kernel[(-(-pixels // rows), -(-channels // lanes))](
@@ -252,88 +138,7 @@ class _Resampled(torch.autograd.Function):
         return _Resampled.apply(dy, not ctx.up, ctx.gain), None, None
 
 
-def _norm_forward(
-    x: Tensor,
-    offset: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    seed: Tensor | None,
-    choices: _Choices,
-) -> tuple[Tensor, Tensor]:
-    batch, channels, height, width = x.shape
-    y = torch.empty_like(x, dtype=choices.dtype)
-    moments = torch.empty(3, batch, channels, dtype=torch.float32, device=x.device)
-    depth = channels // choices.groups
-    grid, options = _launch(tiles(height * width, depth), batch, channels, height * width)
-    with torch.cuda.device(x.device):
-        _kernels().norm_forward[grid](
-            *(x, offset, scale, shift, seed, y, moments),
-            *(height * width, channels),
-            channels if scale.ndim == 2 else 0,
-            *(choices.kept, choices.gain, choices.eps),
-            D=depth,
-            SILU=choices.silu,
-            DROP=seed is not None,
-            OFFSET=offset is not None,
-            **options,
-        )
-    return y, moments
-
-
-def _norm_backward(
-    x: Tensor,
-    offset: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    seed: Tensor | None,
-    moments: Tensor,
-    dy: Tensor,
-    skip: Tensor | None,
-    choices: _Choices,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of x, of scale and shift [2, B, C], and of the offset."""
-    batch, channels, height, width = x.shape
-    # Hooks may give back in another layout what was saved.
-    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    if skip is not None:
-        skip = skip.contiguous(memory_format=torch.channels_last)
-    dx = torch.empty_like(x)
-    sums = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
-    doffset = None if offset is None else torch.empty_like(offset)
-    depth = channels // choices.groups
-    grid, options = _launch(tiles(height * width, depth), batch, channels, height * width)
-    with torch.cuda.device(x.device):
-        _kernels().norm_backward[grid](
-            *(x, offset, scale, shift, seed, moments, dy, skip, dx, *sums.unbind(), doffset),
-            *(height * width, channels),
-            channels if scale.ndim == 2 else 0,
-            *(choices.kept, choices.gain),
-            D=depth,
-            SILU=choices.silu,
-            DROP=seed is not None,
-            OFFSET=offset is not None,
-            SKIP=skip is not None,
-            **options,
-        )
-    return dx, sums, doffset
-
-
-def _launch(
-    chosen: Tiles, batch: int, channels: int, pixels: int
-) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The grid of programs, and how each is compiled."""
-    grid = (-(-channels // chosen.channels), batch)
-    options = {
-        "KB": chosen.channels,
-        "CB": _power_of_two(chosen.channels),
-        "BP": chosen.pixels,
-        "ONCE": pixels <= chosen.pixels,
-        "num_warps": chosen.warps,
-    }
-    return grid, options
-
-
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The least one that is not below n."""
     return 1 << (n - 1).bit_length()
 

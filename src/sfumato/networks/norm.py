@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.native import gpu
+from sfumato.native import gpu, gpu_norm
 from sfumato.native.norm import norm_act, takes
 from sfumato.networks.layers import is_compiled_on_gpu, is_half_on_cpu, layout_of
 
@@ -56,7 +56,7 @@ class GroupNorm(nn.Module):
         others = [t for t in (offset, factor, shift) if t is not None]
         if gpu.takes(x, self.weight, self.bias, *others):
             scale, bias = self._affine(factor, shift)
-            return gpu.norm_act(
+            return gpu_norm.norm_act(
                 x,
                 offset,
                 scale,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfumato.native import gpu
 from sfumato.networks.build import build_network
 from sfumato.networks.config import UNetConfig
 from sfumato.networks.graphed import Graphed
@@ -74,6 +75,20 @@ def test_steps_are_those_of_a_cpu(overlap: bool) -> None:
         assert all(not r.skipped for r in records)
         losses.append(sum(r.loss for r in records[30:]) / 30)
     assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+
+def test_a_network_is_computed_by_our_kernels() -> None:
+    assert gpu.why_not("cuda") == ""
+    net = network().cuda()
+    net.set_compute(torch.bfloat16, channels_last=True)
+    from torch.profiler import ProfilerActivity, profile
+
+    x, level = torch.randn(4, *SHAPE, device="cuda"), torch.zeros(4, device="cuda")
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        net(x, level).sum().backward()
+    names = {event.name for event in seen.events() or ()}
+    assert {"_NormAct", "_NormActBackward", "_Join", "_Resampled"} <= names
+    assert "aten::native_group_norm" not in names
 
 
 def test_running_ahead_changes_no_step() -> None:

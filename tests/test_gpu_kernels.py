@@ -29,7 +29,8 @@ if not CUDA:  # Read when the kernels are first asked for.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton, which comes with CUDA's torch"
 )
-CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-3 if CUDA else 4e-3}
+# Triton's interpreter cuts digits of bfloat16 off where a GPU rounds.
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-3 if CUDA else 4e-3, torch.float16: 3.5e-4}
 LAST = torch.channels_last
 # Groups that fill a program and that do not, images of one block of pixels and of several.
 SHAPES = [
@@ -105,6 +106,15 @@ def test_tiles_change_no_more_than_rounding(monkeypatch: pytest.MonkeyPatch, pix
     assert error(dx, torch.autograd.grad(true, truth, torch.ones_like(true))[0]) < 2e-6
 
 
+@pytest.mark.parametrize("place", [(0, 0), (5, 9)])
+def test_one_pixel_far_out_costs_few_digits(place: tuple[int, int]):
+    x = images((1, 32, 32, 32), torch.float32)
+    x[:, :, *place] = 100
+    ones, zeros = torch.ones(32, device=DEVICE), torch.zeros(32, device=DEVICE)
+    y, _ = norm_act(x, None, ones, zeros, groups=8, eps=1e-5, silu=False)
+    assert error(y, F.group_norm(x.double(), 8, eps=1e-5)) < 1e-6
+
+
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_float32_keeps_its_digits_far_from_zero(offset: float):
     x = images((2, 64, 33, 31), torch.float32)
@@ -148,6 +158,55 @@ def test_dropout_s_mask_is_even_independent_and_the_gradient_s_own(p: float):
 
 def seed(value: int) -> Tensor:
     return torch.tensor([value], device=DEVICE)
+
+
+def test_dropout_without_a_seed_is_refused():
+    x, line = images((1, 16, 2, 2), torch.float32), torch.ones(16, device=DEVICE)
+    with pytest.raises(ValueError, match="needs a seed"):
+        norm_act(x, None, line, line, groups=4, eps=1e-5, silu=False, dropout=0.1)
+
+
+def test_a_join_puts_both_into_one_layout():
+    h, plus = drawn(2, 16, 3, 5, seed=0), images((2, 16, 3, 5), torch.float32)
+    bias = drawn(16, seed=1)
+    torch.testing.assert_close(join(h, plus, bias, 0.5), h + 0.5 * (plus + bias[:, None, None]))
+
+
+def test_what_kernels_are_asked_for():
+    x = images((2, 32, 4, 4), torch.bfloat16)
+    assert gpu.takes(x) == gpu.takes(x, drawn(32, seed=0)) == CUDA
+    others = [x.double(), x.contiguous(), x[:0], x[:, :, ::2], x[0], x[..., :1, :1], x.cpu()]
+    assert not any(gpu.takes(t) for t in others)
+    assert not gpu.takes(x, torch.ones(32))  # on another device
+    assert not gpu.takes(x, drawn(16, seed=0))
+    suited = [((512, 256, 32, 32), 32), ((1, 64, 32, 32), 16), ((64, 256, 64, 64), 32)]
+    few = [((1, 128, 256, 256), 32), ((2, 1018, 8, 8), 2)]
+    for shape, groups in suited + few:
+        assert gpu_norm.suits(torch.empty(shape, device="meta"), groups) == (
+            (shape, groups) in suited
+        )
+
+
+def test_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch):
+    why = gpu.why_not.__wrapped__
+    monkeypatch.setenv("SFUMATO_NATIVE", "0")
+    assert "unset it" in why("cuda")
+    monkeypatch.delenv("SFUMATO_NATIVE")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "NVIDIA" in why("cuda")
+    monkeypatch.setattr(torch.version, "hip", None)
+
+    def failing(error: Exception) -> None:
+        def double(_: Tensor) -> Tensor:
+            raise error
+
+        monkeypatch.setattr(gpu, "doubled", double)
+
+    failing(ModuleNotFoundError("No module named 'triton'"))
+    assert "no triton" in why(DEVICE)
+    failing(RuntimeError("no C compiler\nand more"))
+    with pytest.warns(RuntimeWarning, match="left out: no C compiler$"):
+        assert why(DEVICE) == "no C compiler"
 
 
 def test_dropout_repeats_with_the_seed():
@@ -232,6 +291,13 @@ def test_a_network_of_them_is_the_network(
     assert asked
     mine, theirs, true = (torch.cat([t.flatten() for t in r]) for r in (ours, layers, plain))
     assert error(mine, true) < 1.2 * error(theirs, true) + 1e-6
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_halves_and_doubles_are_rounded_once(dtype: torch.dtype):
+    x = images((3, 40, 6, 4), dtype)
+    assert error(gpu.halved(x), F.avg_pool2d(x.double(), 2)) < CLOSE[dtype]
+    assert torch.equal(gpu.doubled(x), F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 @pytest.mark.parametrize("shape", [(2, 48, 6, 10), (3, 256, 16, 16), (1, 20, 2, 4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sfumato.data.pixels import pixel_format
 from sfumato.errors import ConfigError
 from sfumato.networks.config import UNetConfig
+from sfumato.recipes import run_network
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.run_config import Bookkeeping
 from sfumato.recipes.run_network import NetworkMaker
@@ -68,3 +70,48 @@ def test_a_network_that_must_be_compiled_says_why_it_is_not(
     made = maker([])
     with pytest.raises(RuntimeError, match="no C"):
         made.quicken(made.network("cpu"), Bookkeeping(compile="on"))
+
+
+CHOICES = [
+    # kernels, parameters, micro-batch, minutes: how
+    (True, 10, 0, 0.0, "graphs"),
+    (True, 10**8, 0, 0.0, "graphs"),
+    (True, 10**8, 2, 0.0, "off"),
+    (False, 10, 0, 0.0, "graphs"),
+    (False, 10**8, 0, 0.0, "on"),
+    (False, 10**8, 0, 9.0, "off"),
+    (False, 10**8, 2, 0.0, "on"),
+]
+
+
+@pytest.mark.parametrize(("kernels", "parameters", "micro", "minutes", "how"), CHOICES)
+def test_what_a_gpu_is_to_do_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: bool,
+    parameters: int,
+    micro: int,
+    minutes: float,
+    how: str,
+) -> None:
+    monkeypatch.setattr(run_network.gpu, "why_not", lambda _: "" if kernels else "no triton")
+    chosen: list[str] = []
+    monkeypatch.setattr(NetworkMaker, "_compile", lambda *_, **__: chosen.append("on"))
+    monkeypatch.setattr(NetworkMaker, "_replay", lambda *_, **__: chosen.append("graphs"))
+    made = replace(maker([], micro_batch=micro), device="cuda")
+    network = torch.nn.Module()
+    network.register_parameter("p", torch.nn.Parameter(torch.empty(parameters, device="meta")))
+    made.quicken(network, Bookkeeping(minutes=minutes))  # pyright: ignore
+    assert (chosen or ["off"]) == [how]
+
+
+def test_a_network_that_cannot_be_replayed_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(run_network, "replay_training", broken)
+    said: list[str] = []
+    made = maker(said)
+    made._replay(made.network("cpu"), must=False)
+    assert said == ["the network is not replayed as CUDA graphs: CUDA out of memory."]
+    with pytest.raises(torch.OutOfMemoryError):
+        made._replay(made.network("cpu"), must=True)

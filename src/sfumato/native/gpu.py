@@ -22,25 +22,26 @@ _KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def takes(x: Tensor, *others: Tensor) -> bool:
-    """Whether `norm_act` and `join` can be asked for x with the others, [C] or [B, C]."""
+    """Whether kernels can be asked for x, channels last, with the others, [C] or [B, C]."""
     return (
         x.is_cuda
         and x.dtype in _KINDS
-        and all(type(t) in (Tensor, nn.Parameter) and t.is_cuda for t in (x, *others))
+        and all(type(t) in (Tensor, nn.Parameter) and t.device == x.device for t in (x, *others))
         and x.ndim == 4
+        and 0 < len(x) < 65536
         and x.numel() > 0
         and x.shape[2] * x.shape[3] > 1
         and x.shape[1:].numel() < 2**31
         and all(t.shape[-1] == x.shape[1] for t in others)
         and not is_watched()
         and x.is_contiguous(memory_format=torch.channels_last)
-        and why_not() is None
+        and not why_not(x.device)
     )
 
 
 def join(h: Tensor, plus: Tensor, bias: Tensor, gain: float) -> Tensor:
     """h + gain (plus + bias) for h and plus [B, C, H, W] and bias [C], in h's dtype and layout."""
-    plus = plus.to(h.dtype).contiguous(memory_format=torch.channels_last)
+    h, plus = (t.to(h.dtype).contiguous(memory_format=torch.channels_last) for t in (h, plus))
     return cast(Tensor, _Join.apply(h, plus, bias.float().contiguous(), gain))
 
 
@@ -54,24 +55,29 @@ def halved(x: Tensor) -> Tensor:
     return cast(Tensor, _Resampled.apply(x, False, 0.25))
 
 
-def in_words() -> str:
+def in_words(device: torch.device | str) -> str:
     """Which kernels there are, for a record of how something was computed."""
-    return "none: " + why if (why := why_not()) else "norm, join, resample by Triton"
+    why = why_not(device)
+    return f"none: {why}" if why else "norm, join, resample by Triton"
 
 
 @cache
-def why_not() -> str | None:
-    """Why Triton's kernels are not used on this machine; None where they are."""
+def why_not(device: torch.device | str) -> str:
+    """Why Triton's kernels are not used on a GPU, as a sentence; "" where they are."""
     if os.environ.get("SFUMATO_NATIVE") == "0":
         return "SFUMATO_NATIVE=0 leaves them out: unset it"
+    if torch.version.hip:
+        return "they are written for NVIDIA's GPUs"
     try:
-        x = torch.ones(1, 4, 2, 2, device="cuda").contiguous(memory_format=torch.channels_last)
+        x = torch.ones(1, 4, 2, 2, device=device).contiguous(memory_format=torch.channels_last)
         doubled(x)
-    except Exception as error:  # No Triton, no compiler, an old GPU: each in its own way.
+    except ModuleNotFoundError:
+        return "there is no triton: it comes with PyTorch for CUDA on Linux"
+    except Exception as error:  # No compiler, an old GPU: each in its own way.
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         warnings.warn(f"Sfumato's GPU kernels are left out: {why}", RuntimeWarning, stacklevel=2)
         return why
-    return None
+    return ""
 
 
 class _Join(torch.autograd.Function):

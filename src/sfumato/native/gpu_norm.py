@@ -29,11 +29,20 @@ class Tiles:
 def tiles(pixels: int, depth: int) -> Tiles:
     """Return the tiles of images of so many pixels, in groups of `depth` channels.
 
-    Measured on an H200: 128 bytes of a pixel, a whole line of memory; few pixels at a time where
-    there are many, so that images wait in the cache for their second reading.
+    Measured on an H200 in bfloat16: 64 channels, a line of memory, where groups are no deeper; few
+    pixels at a time where there are many: images then wait in the cache for their second reading.
     """
     channels = max(64 // depth, 1) * depth
     return Tiles(channels, min(power_of_two(pixels), 32 if pixels > 256 else 64), 4)
+
+
+def suits(x: Tensor, groups: int) -> bool:
+    """Whether the kernels are quick for images [B, C, H, W].
+
+    Each program walks all pixels of its channels: of few large images there are too few of them.
+    """
+    large = x.shape[2] * x.shape[3] > 1024
+    return x.shape[1] // groups <= 128 and not (large and x.shape[0] * x.shape[1] < 16384)
 
 
 def norm_act(
@@ -54,9 +63,11 @@ def norm_act(
     offset is [B, C]; scale and shift are [C] or [B, C]. Who uses x beside its norm takes it from
     here: both gradients are then added where the norm's is found. Dropout is in steps of 2^-16; its
     mask is a hash of the element's place and of the seed [1], int64, which stays on the device so
-    that a replayed graph can draw it anew.
+    that a replayed graph can draw it anew. Raises ValueError for dropout without one.
     """
     kept = round((1 - dropout) * 65536)
+    if kept < 65536 and seed is None:
+        raise ValueError("dropout needs a seed: an int64 tensor [1] on the images' device")
     size = x.shape[:2]
     offset = None if offset is None else offset.float().expand(size).contiguous()
     shape = scale.shape if scale.ndim == shift.ndim == 1 else size

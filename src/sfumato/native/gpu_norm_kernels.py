@@ -73,7 +73,7 @@ def _block(at, p, c, real, P, C):
 
 @triton.jit
 def _apart(tile, pivot, p, P):
-    """By how much a block differs from the first pixel."""
+    """By how much a block's pixels differ from those of the pivot."""
     return tl.where((p < P)[:, None], tile.to(tl.float32) - pivot[None, :], 0.0)
 
 
@@ -95,17 +95,16 @@ def norm_forward(
     base = image.to(tl.int64) * P * C
     rows = tl.arange(0, BP)
 
-    # Sums of differences from the first pixel, which lose no digits where the mean is large.
-    pivot = tl.load(x_at + base + c, mask=real, other=0).to(tl.float32)
+    # Sums of differences from the first pixels' mean, which lose no digits where the mean is large.
+    tile = _block(x_at + base, rows, c, real, P, C)
+    pivot = tl.sum(tile.to(tl.float32), 0) / tl.minimum(P, BP)
     sums, squares = tl.zeros([BP, CB], tl.float32), tl.zeros([BP, CB], tl.float32)
     if ONCE:
-        tile = _block(x_at + base, rows, c, real, P, C)
         sums = _apart(tile, pivot, rows, P)
         squares = sums * sums
     else:
         for first in range(0, P, BP):
-            tile = _block(x_at + base, first + rows, c, real, P, C)
-            apart = _apart(tile, pivot, first + rows, P)
+            apart = _apart(_block(x_at + base, first + rows, c, real, P, C), pivot, first + rows, P)
             sums += apart
             squares += apart * apart
     mean = tl.sum(sums, 0) / P

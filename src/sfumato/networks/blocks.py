@@ -87,15 +87,15 @@ class Block(nn.Module):
 
     def _on_gpu(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The same where a pass over memory costs most: biases join what is added anyway."""
-        h, x = self.norm0.forked(x, silu=True)
+        h, x = self.norm0(x, silu=True, forked=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.conv0.unbiased(h)
+        h = self.conv0(h, biased=False)
         h = self._conditioned(h, embedding, self.conv0.bias)
         bias, gain = self.conv1.bias, self.style.skip_scale
         if self.skip is not None:
-            x, bias = self.skip.unbiased(x), bias + self.skip.bias
-        return gpu.join(self.conv1.unbiased(h, gain), x, bias, gain)
+            x, bias = self.skip(x, biased=False), bias + self.skip.bias
+        return gpu.join(self.conv1(h, gain, biased=False), x, bias, gain)
 
     def _conditioned(self, h: Tensor, embedding: Tensor, bias: Tensor | None) -> Tensor:
         """The second norm, by the embedding, of h plus bias."""
@@ -131,7 +131,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
         batch, channels, height, width = x.shape
-        h, x = self.norm.forked(x)
+        h, x = self.norm(x, forked=True)
         qkv = self.qkv(h).permute(0, 2, 3, 1)
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -87,38 +87,37 @@ class Conv(nn.Module):
         with torch.no_grad():
             init(self.weight, self.bias, inputs * kernel**2, outputs * kernel**2)
 
-    def forward(self, x: Tensor, gain: float = 1.0, plus: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, gain: float = 1.0, plus: Tensor | None = None, *, biased: bool = True
+    ) -> Tensor:
         """Gain times the convolution of [B, inputs, H, W] (scaling weights, not images).
 
-        `plus`, of the result's shape, is added before the gain.
+        `plus`, of the result's shape, is added before the gain. Not biased, it leaves the bias to
+        whoever adds something to the result anyway: on a GPU that is a pass over memory less.
         """
         weight, bias = self.weight, self.bias
-        if self.stride == self.padding == 1 and takes(x, weight, bias):
+        if biased and self.stride == self.padding == 1 and takes(x, weight, bias):
             return conv3(x, weight, bias, gain, plus)
-        if plus is not None and gpu.takes(x):
-            return gpu.join(self.unbiased(x, gain), plus, bias, gain)
+        quick = gpu.takes(x)
+        if quick and biased and plus is not None:
+            h = self._convolved(x, weight if gain == 1 else weight * gain, None, quick)
+            return gpu.join(h, plus, bias, gain)
         if gain != 1:
             weight, bias = weight * gain, bias * gain
-        if self.is_product and gpu.takes(x):
-            return _product(x, weight, bias)
-        h = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
+        h = self._convolved(x, weight, bias if biased else None, quick)
         return h if plus is None else h.add(plus, alpha=gain)
 
-    @property
-    def is_product(self) -> bool:
-        """Whether pixels do not meet."""
-        return self.weight.shape[2] == self.stride == 1 and self.padding == 0
-
-    def unbiased(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Gain times the convolution of [B, inputs, H, W] on a GPU, channels last, without bias.
-
-        To which a bias is a pass over memory of its own there: who can adds it to something else.
-        """
-        weight = self.weight if gain == 1 else self.weight * gain
-        if self.is_product:
-            return _product(x, weight, None)
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
+        """By torch; `quick`: on a GPU, channels last."""
+        bias = None if bias is None else bias.to(x.dtype)
+        if not quick:
+            return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding)
+        if weight.shape[2] == self.stride == 1 and self.padding == 0:
+            # The product of matrices that it is.
+            y = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0].to(x.dtype), bias)
+            return y.permute(0, 3, 1, 2)
         weight = weight.to(x.dtype, memory_format=torch.channels_last)
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
 
     def doubled(self, x: Tensor) -> Tensor:
         """The same of [B, inputs, H, W] with every pixel repeated to 2 x 2, for a 3x3 kernel.
@@ -135,22 +134,17 @@ class Conv(nn.Module):
         return F.conv_transpose2d(x, kernel, self.bias.to(x.dtype), stride=2, padding=1)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution of images whose channels come last, as the product of matrices it is."""
-    matrix = weight[:, :, 0, 0].to(x.dtype)
-    y = F.linear(x.permute(0, 2, 3, 1), matrix, None if bias is None else bias.to(x.dtype))
-    return y.permute(0, 3, 1, 2)
-
-
 class StridedConv(Conv):
     """DDPM's halving: a 3x3 convolution of stride 2, one zero row and column at the far edges."""
 
     def __init__(self, channels: int, init: Init) -> None:
         super().__init__(channels, channels, 3, init, stride=2, extra=-1)
 
-    def forward(self, x: Tensor, gain: float = 1.0, plus: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, gain: float = 1.0, plus: Tensor | None = None, *, biased: bool = True
+    ) -> Tensor:
         """[B, C, H, W] to [B, C, H/2, W/2]."""
-        return super().forward(F.pad(x, (0, 1, 0, 1)), gain, plus)
+        return super().forward(F.pad(x, (0, 1, 0, 1)), gain, plus, biased=biased)
 
 
 def is_compiled_on_gpu(x: Tensor) -> bool:

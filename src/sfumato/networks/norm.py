@@ -31,32 +31,18 @@ class GroupNorm(nn.Module):
         silu: bool = False,
         p: float = 0.0,
         dtype: torch.dtype | None = None,
-    ) -> Tensor:
+        forked: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Normalised [B, C, H, W] in the same layout, in x's dtype or the given, wider one.
 
         offset [B, C] is added before; factor and shift [B, C] act after the layer's own. Then comes
-        SiLU where asked for, and dropout with probability p.
+        SiLU where asked for, and dropout with probability p. Forked, it also returns x, for whoever
+        uses it beside: a kernel then adds both gradients at once.
         """
-        return self.forked(
-            x, offset=offset, factor=factor, shift=shift, silu=silu, p=p, dtype=dtype
-        )[0]
-
-    def forked(
-        self,
-        x: Tensor,
-        *,
-        offset: Tensor | None = None,
-        factor: Tensor | None = None,
-        shift: Tensor | None = None,
-        silu: bool = False,
-        p: float = 0.0,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The same, and x for whoever uses it too: a kernel then adds both gradients at once."""
         others = [t for t in (offset, factor, shift) if t is not None]
-        if gpu.takes(x, self.weight, self.bias, *others):
+        if gpu.takes(x, self.weight, self.bias, *others) and gpu_norm.suits(x, self.groups):
             scale, bias = self._affine(factor, shift)
-            return gpu_norm.norm_act(
+            h, x = gpu_norm.norm_act(
                 x,
                 offset,
                 scale,
@@ -68,9 +54,10 @@ class GroupNorm(nn.Module):
                 seed=torch.randint(2**62, (1,), device=x.device) if p > 0 else None,
                 dtype=dtype,
             )
-        return self._by_layers(
-            x if dtype is None else x.to(dtype), offset, factor, shift, silu, p
-        ), x
+        else:
+            wide = x if dtype is None else x.to(dtype)
+            h = self._by_layers(wide, offset, factor, shift, silu, p)
+        return (h, x) if forked else h
 
     def _affine(self, factor: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layer's own scale and shift, and what comes after them, as one; float32."""

@@ -64,5 +64,5 @@ def describe(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{device} ({hardware})",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "kernels": gpu.in_words() if cuda else in_words(),
+        "kernels": gpu.in_words(device) if cuda else in_words(),
     }

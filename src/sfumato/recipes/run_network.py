@@ -91,7 +91,7 @@ class NetworkMaker:
 
     def _choice(self, network: Network, run: Bookkeeping, whole: bool) -> str:
         """What is quickest on a GPU: without kernels of ours a large network gains by compiling."""
-        ours = gpu.why_not() is None
+        ours = not gpu.why_not(self.device)
         small = sum(p.numel() for p in network.parameters()) < _SMALL
         if whole and (ours or small):
             return "graphs"
@@ -99,15 +99,17 @@ class NetworkMaker:
         return "on" if long and not ours and not self.team.sharded else "off"
 
     def _replay(self, network: Network, *, must: bool) -> None:
-        """Have the network replayed; where memory does not suffice and needs not, leave it."""
+        """Have the network replayed; where that fails and needs not be, say so and leave it."""
         x, level, given = self._batch(self.recipe.batch)
         try:
             replay_training(network, x, level, given)
-        except torch.OutOfMemoryError:
+            return
+        except RuntimeError as error:  # For want of memory above all, told in many ways.
             if must:
                 raise
-            torch.cuda.empty_cache()
-            self.say("the network is not replayed as CUDA graphs: there is no memory for them")
+            told = _first_line(error)
+        torch.cuda.empty_cache()
+        self.say(f"the network is not replayed as CUDA graphs: {told}")
 
     def _compile(self, network: Network, *, must: bool) -> None:
         """Compile the network; where that fails and needs not be, say so and leave it."""
@@ -125,8 +127,7 @@ class NetworkMaker:
                 torch.autograd.grad(out, weights, allow_unused=True)
         except Exception as error:  # Compilers and drivers fail in many ways.
             network._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
-            told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self.say(f"the network is not compiled, and trains more slowly: {told}")
+            self.say(f"the network is not compiled, and trains more slowly: {_first_line(error)}")
 
     def _batch(self, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Images, levels and conditions of zeros, as the network is given them in training."""
@@ -145,3 +146,8 @@ class NetworkMaker:
         if self.condition:
             told["image"] = torch.zeros(1, *self.condition.shape)
         return told
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -118,7 +118,7 @@ def measure(
         threads=torch.get_num_threads(),
         device=device,
         unused_cuda=device == "cpu" and torch.cuda.is_available(),
-        no_kernels=unavailable("norm") if device == "cpu" else gpu.why_not() or "",
+        no_kernels=unavailable("norm") if device == "cpu" else gpu.why_not(device),
         spread=spread,
         granted=min(busy / (wall * torch.get_num_threads()), 1.0) if device == "cpu" else 1.0,
         environment=describe(device),

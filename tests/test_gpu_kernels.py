@@ -23,8 +23,6 @@ from sfumato.networks.config import ADMConfig, UNetConfig
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-if not CUDA:  # Read when the kernels are first asked for.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton, which comes with CUDA's torch"

@@ -61,7 +61,9 @@ class Entry:
 class Race:
     """Everybody's times, and the table of them."""
 
-    def __init__(self, device: str, size: Size, minutes: float, out: Path | None) -> None:
+    def __init__(
+        self, device: str, size: Size, minutes: float, out: Path | None, *, ahead: bool
+    ) -> None:
         self.device, self.size, self.out = device, size, out
         self.cuda = torch.device(device).type == "cuda"
         self.begun = time.perf_counter()
@@ -69,7 +71,7 @@ class Race:
         self.entries: list[Entry] = []
         self.rates: dict[str, float] = {}
         self.facts: list[str] = []
-        self.ahead = False
+        self.ahead = ahead
         self.lock = threading.Lock()
 
     @property
@@ -339,7 +341,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     size = QUICK if options.quick else FULL
-    race = Race(options.device, size, options.minutes, options.out)
+    race = Race(options.device, size, options.minutes, options.out, ahead=options.compiled_before)
     race.say(about(options.device))
     if not options.no_peers and importlib.util.find_spec("diffusers") is None:
         options.no_peers = True
@@ -347,7 +349,6 @@ def main() -> None:
         race.say(race.facts[-1])
     watch(race)
     if options.compiled_before:
-        race.ahead = True
         race.facts.append("torch.compile had compiled these networks before: its start is shorter.")
     race.measure_ceilings()
 

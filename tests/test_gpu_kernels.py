@@ -324,8 +324,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from sfumato.native import gpu_kernels, gpu_norm, gpu_norm_kernels
 
-KINDS = {"x_at": KIND, "y_at": KIND, "dy_at": KIND, "dx_at": KIND, "skip_at": KIND, "h_at": KIND,
-         "plus_at": KIND, "out_at": KIND, "dout_at": KIND, "dplus_at": KIND, "seed_at": "i64"}
+IMAGES = "x y dy dx skip h plus out dout dplus".split()
+KINDS = {f"{name}_at": "bf16" for name in IMAGES} | {"seed_at": "i64"}
 
 def compiled(name, **choices):
     kernel = getattr(gpu_norm_kernels if name.startswith('norm') else gpu_kernels, name)
@@ -366,7 +366,7 @@ compiled("halved", CB=128, BP=16)
 def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """The interpreter takes more than the compiler does; and memory is to be read in long words."""
     script = tmp_path / "compiled.py"
-    script.write_text(COMPILED.replace("KIND,", '"bf16",'))
+    script.write_text(COMPILED)
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True

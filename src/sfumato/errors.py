@@ -35,3 +35,8 @@ class MissingExtraError(SfumatoError):
             f"{purpose} needs the package '{package}', which is not installed: "
             f"pip install 'sfumato[{extra}]'"
         )
+
+
+def first_line(error: Exception) -> str:
+    """Return what somebody else's error says, in a line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.errors import first_line
 from sfumato.native.plain import is_watched, needs_torch
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,7 +75,7 @@ def why_not(device: torch.device | str) -> str:
     except ModuleNotFoundError:
         return "there is no triton: it comes with PyTorch for CUDA on Linux"
     except Exception as error:  # No compiler, an old GPU: each in its own way.
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        why = first_line(error)
         warnings.warn(f"Sfumato's GPU kernels are left out: {why}", RuntimeWarning, stacklevel=2)
         return why
     return ""

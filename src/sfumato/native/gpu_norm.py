@@ -11,10 +11,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sfumato.native.gpu import power_of_two
-from sfumato.native.plain import gradients_by_torch, needs_torch
+from sfumato.native.plain import needs_torch, norm_gradients_by_torch
 
 
 @dataclass(frozen=True)
@@ -117,19 +116,15 @@ class _NormAct(torch.autograd.Function):
         x, offset, scale, shift, seed, moments = ctx.saved_tensors
         choices: _Choices = ctx.choices
         if needs_torch(dy) or (skip is not None and needs_torch(skip)):
-            if choices.kept < 65536:
-                raise NotImplementedError(
-                    "second derivatives of a network that drops out: call network.eval(), or build "
-                    "it with dropout=0"
-                )
-
-            def again(x: Tensor, offset: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-                h = x.float() if offset is None else x.float() + offset[..., None, None]
-                h = F.group_norm(h, choices.groups, eps=choices.eps) * scale[..., None, None]
-                h = h + shift[..., None, None]
-                return (F.silu(h) if choices.silu else h).to(choices.dtype)
-
-            found = gradients_by_torch(again, (x, offset, scale, shift), dy)
+            found = norm_gradients_by_torch(
+                (x, offset, scale, shift),
+                dy,
+                groups=choices.groups,
+                eps=choices.eps,
+                silu=choices.silu,
+                drops=choices.kept < 65536,
+                dtype=choices.dtype,
+            )
             if skip is not None and found[0] is not None:
                 found[0] = found[0] + skip
             return *found, None, None
@@ -151,18 +146,13 @@ def _norm_forward(
     batch, channels, height, width = x.shape
     y = torch.empty_like(x, dtype=choices.dtype)
     moments = torch.empty(3, batch, channels, dtype=torch.float32, device=x.device)
-    depth = channels // choices.groups
-    grid, options = _launch(tiles(height * width, depth), batch, channels, height * width)
+    grid, options = _launch(x, offset, seed, choices)
     with torch.cuda.device(x.device):
         _kernels().norm_forward[grid](
             *(x, offset, scale, shift, seed, y, moments),
             *(height * width, channels),
             channels if scale.ndim == 2 else 0,
             *(choices.kept, choices.gain, choices.eps),
-            D=depth,
-            SILU=choices.silu,
-            DROP=seed is not None,
-            OFFSET=offset is not None,
             **options,
         )
     return y, moments
@@ -188,18 +178,13 @@ def _norm_backward(
     dx = torch.empty_like(x)
     sums = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
     doffset = None if offset is None else torch.empty_like(offset)
-    depth = channels // choices.groups
-    grid, options = _launch(tiles(height * width, depth), batch, channels, height * width)
+    grid, options = _launch(x, offset, seed, choices)
     with torch.cuda.device(x.device):
         _kernels().norm_backward[grid](
             *(x, offset, scale, shift, seed, moments, dy, skip, dx, *sums.unbind(), doffset),
             *(height * width, channels),
             channels if scale.ndim == 2 else 0,
             *(choices.kept, choices.gain),
-            D=depth,
-            SILU=choices.silu,
-            DROP=seed is not None,
-            OFFSET=offset is not None,
             SKIP=skip is not None,
             **options,
         )
@@ -207,18 +192,24 @@ def _norm_backward(
 
 
 def _launch(
-    chosen: Tiles, batch: int, channels: int, pixels: int
+    x: Tensor, offset: Tensor | None, seed: Tensor | None, choices: _Choices
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """The grid of programs, and how each is compiled."""
-    grid = (-(-channels // chosen.channels), batch)
+    batch, channels, height, width = x.shape
+    depth = channels // choices.groups
+    chosen = tiles(height * width, depth)
     options = {
+        "D": depth,
         "KB": chosen.channels,
         "CB": power_of_two(chosen.channels),
         "BP": chosen.pixels,
-        "ONCE": pixels <= chosen.pixels,
+        "ONCE": height * width <= chosen.pixels,
+        "SILU": choices.silu,
+        "DROP": seed is not None,
+        "OFFSET": offset is not None,
         "num_warps": chosen.warps,
     }
-    return grid, options
+    return (-(-channels // chosen.channels), batch), options
 
 
 def _kernels() -> ModuleType:

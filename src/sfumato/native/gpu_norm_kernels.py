@@ -65,6 +65,15 @@ def _kept(p, start, stride, kept, KB: tl.constexpr, CB: tl.constexpr):
 
 
 @triton.jit
+def _program(P, C, KB: tl.constexpr, CB: tl.constexpr):
+    """A program's image, its lanes, their channels, which are real ones, and where its image is."""
+    image = tl.program_id(1)
+    lane = tl.arange(0, CB)
+    c = tl.program_id(0) * KB + lane
+    return image, lane, c, (lane < KB) & (c < C), image.to(tl.int64) * P * C
+
+
+@triton.jit
 def _block(at, p, c, real, P, C):
     """What an image has at pixels p and channels c, where they are real ones; else 0."""
     inside = (p < P)[:, None] & real[None, :]
@@ -88,11 +97,7 @@ def norm_forward(
 
     These are every channel's mean, its group's, and 1 / its group's deviation.
     """
-    image = tl.program_id(1)
-    lane = tl.arange(0, CB)
-    c = tl.program_id(0) * KB + lane
-    real = (lane < KB) & (c < C)
-    base = image.to(tl.int64) * P * C
+    image, lane, c, real, base = _program(P, C, KB, CB)
     rows = tl.arange(0, BP)
 
     # Sums of differences from the first pixels' mean, which lose no digits where the mean is large.
@@ -177,11 +182,7 @@ def norm_backward(
 
     With SKIP, what x's other user found is added to x's.
     """
-    image = tl.program_id(1)
-    lane = tl.arange(0, CB)
-    c = tl.program_id(0) * KB + lane
-    real = (lane < KB) & (c < C)
-    base = image.to(tl.int64) * P * C
+    image, lane, c, real, base = _program(P, C, KB, CB)
     rows = tl.arange(0, BP)
     B = tl.num_programs(1)
     at = moments_at + image * C + c

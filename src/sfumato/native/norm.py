@@ -7,15 +7,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sfumato.native.library import library, threads
 from sfumato.native.plain import (
     channels_last,
-    gradients_by_torch,
     is_plain,
     is_plain_image_batch,
     needs_torch,
+    norm_gradients_by_torch,
     numbers,
 )
 
@@ -93,20 +92,16 @@ class _NormAct(torch.autograd.Function):
         x, offset, scale, shift, moments = ctx.saved_tensors
         groups, eps, silu, kept, seed = ctx.choices
         if needs_torch(grad_outputs[0]):
-            if kept < 65536:
-                raise NotImplementedError(
-                    "second derivatives of a network that drops out: call network.eval(), or build "
-                    "it with dropout=0"
-                )
-
-            def again(x: Tensor, offset: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-                h = x.float() if offset is None else x.float() + offset[..., None, None]
-                h = F.group_norm(h, groups, eps=eps) * scale[..., None, None]
-                h = h + shift[..., None, None]
-                return (F.silu(h) if silu else h).to(x.dtype)
-
-            inputs = (x, offset, scale, shift)
-            return *gradients_by_torch(again, inputs, grad_outputs[0]), None
+            found = norm_gradients_by_torch(
+                (x, offset, scale, shift),
+                grad_outputs[0],
+                groups=groups,
+                eps=eps,
+                silu=silu,
+                drops=kept < 65536,
+                dtype=x.dtype,
+            )
+            return *found, None
         batch, channels, height, width = x.shape
         offset = None if offset is None else offset.contiguous()
         scale, shift, moments = (t.contiguous() for t in (scale, shift, moments))

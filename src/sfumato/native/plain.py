@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 
 def is_watched() -> bool:
@@ -73,3 +74,29 @@ def gradients_by_torch(
         y = again(*seen)
         made = iter(torch.autograd.grad(y, wanted, dy.to(y.dtype), create_graph=graph))
     return [next(made) if t is not None and t.requires_grad else None for t in seen]
+
+
+def norm_gradients_by_torch(
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    dy: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+    drops: bool,
+    dtype: torch.dtype,
+) -> list[Tensor | None]:
+    """`gradients_by_torch` of act(norm(x + offset) scale + shift) in dtype; none where it drops."""
+    if drops:
+        raise NotImplementedError(
+            "second derivatives of a network that drops out: call network.eval(), or build "
+            "it with dropout=0"
+        )
+
+    def again(x: Tensor, offset: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+        h = x.float() if offset is None else x.float() + offset[..., None, None]
+        h = F.group_norm(h, groups, eps=eps) * scale[..., None, None]
+        h = h + shift[..., None, None]
+        return (F.silu(h) if silu else h).to(dtype)
+
+    return gradients_by_torch(again, inputs, dy)

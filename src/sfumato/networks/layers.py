@@ -98,19 +98,16 @@ class Conv(nn.Module):
         weight, bias = self.weight, self.bias
         if biased and self.stride == self.padding == 1 and takes(x, weight, bias):
             return conv3(x, weight, bias, gain, plus)
-        quick = gpu.takes(x)
-        if quick and biased and plus is not None:
-            h = self._convolved(x, weight if gain == 1 else weight * gain, None, quick)
-            return gpu.join(h, plus, bias, gain)
+        if biased and plus is not None and gpu.takes(x):
+            return gpu.join(Conv.forward(self, x, gain, biased=False), plus, bias, gain)
         if gain != 1:
             weight, bias = weight * gain, bias * gain
-        h = self._convolved(x, weight, bias if biased else None, quick)
+        h = self._convolved(x, weight, bias if biased else None)
         return h if plus is None else h.add(plus, alpha=gain)
 
-    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
-        """By torch; `quick`: on a GPU, channels last."""
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.to(x.dtype)
-        if not quick:
+        if not gpu.takes(x):
             return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding)
         if weight.shape[2] == self.stride == 1 and self.padding == 0:
             # The product of matrices that it is.

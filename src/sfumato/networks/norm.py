@@ -39,14 +39,14 @@ class GroupNorm(nn.Module):
         SiLU where asked for, and dropout with probability p. Forked, it also returns x, for whoever
         uses it beside: a kernel then adds both gradients at once.
         """
-        others = [t for t in (offset, factor, shift) if t is not None]
-        if gpu.takes(x, self.weight, self.bias, *others) and gpu_norm.suits(x, self.groups):
-            scale, bias = self._affine(factor, shift)
+        others = (self.weight, self.bias, *(t for t in (offset, factor, shift) if t is not None))
+        quick = gpu.takes(x, *others) and gpu_norm.suits(x, self.groups)
+        wide = x if quick or dtype is None else x.to(dtype)
+        if quick:
             h, x = gpu_norm.norm_act(
                 x,
                 offset,
-                scale,
-                bias,
+                *self._affine(factor, shift),
                 groups=self.groups,
                 eps=self.eps,
                 silu=silu,
@@ -54,8 +54,18 @@ class GroupNorm(nn.Module):
                 seed=torch.randint(2**62, (1,), device=x.device) if p > 0 else None,
                 dtype=dtype,
             )
+        elif takes(wide, *others):
+            h = norm_act(
+                wide,
+                None if offset is None else offset.float(),
+                *self._affine(factor, shift),
+                groups=self.groups,
+                eps=self.eps,
+                silu=silu,
+                dropout=p,
+                seed=int(torch.randint(2**63 - 1, (), device="cpu")) if p > 0 else 0,
+            )
         else:
-            wide = x if dtype is None else x.to(dtype)
             h = self._by_layers(wide, offset, factor, shift, silu, p)
         return (h, x) if forked else h
 
@@ -77,21 +87,6 @@ class GroupNorm(nn.Module):
         silu: bool,
         p: float,
     ) -> Tensor:
-        others = [t for t in (offset, factor, shift) if t is not None]
-        if takes(x, self.weight, self.bias, *others):
-            scale, bias = self._affine(factor, shift)
-            offset = None if offset is None else offset.float()
-            return norm_act(
-                x,
-                offset,
-                scale,
-                bias,
-                groups=self.groups,
-                eps=self.eps,
-                silu=silu,
-                dropout=p,
-                seed=int(torch.randint(2**63 - 1, (), device="cpu")) if p > 0 else 0,
-            )
         if offset is not None:
             x = x + _over_pixels(offset, x)
         h = self._normalised(x)

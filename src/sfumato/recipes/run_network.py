@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.data.images import Images
 from sfumato.data.pixels import PixelFormat
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, first_line
 from sfumato.native import gpu
 from sfumato.networks.base import Network
 from sfumato.placement import fork_rng_of
@@ -107,7 +107,7 @@ class NetworkMaker:
         except RuntimeError as error:  # For want of memory above all, told in many ways.
             if must:
                 raise
-            told = _first_line(error)
+            told = first_line(error)
         torch.cuda.empty_cache()
         self.say(f"the network is not replayed as CUDA graphs: {told}")
 
@@ -127,7 +127,7 @@ class NetworkMaker:
                 torch.autograd.grad(out, weights, allow_unused=True)
         except Exception as error:  # Compilers and drivers fail in many ways.
             network._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
-            self.say(f"the network is not compiled, and trains more slowly: {_first_line(error)}")
+            self.say(f"the network is not compiled, and trains more slowly: {first_line(error)}")
 
     def _batch(self, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Images, levels and conditions of zeros, as the network is given them in training."""
@@ -146,8 +146,3 @@ class NetworkMaker:
         if self.condition:
             told["image"] = torch.zeros(1, *self.condition.shape)
         return told
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

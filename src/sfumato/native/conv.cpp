@@ -4,7 +4,8 @@
 // neural networks".)
 //
 // Images are [B, H, W, C], C and K multiples of 16. Weights come transformed, [16, K / 64, C / 2, 64,
-// 2]: 16 positions of a tile, panels of 64 outputs (the last may be narrower), and pairs of inputs.
+// 2]: 16 positions of a tile, panels of 64 outputs (the last may be narrower), and pairs of inputs in the
+// order of `channel_at`.
 
 #include "tiles.h"
 
@@ -44,13 +45,14 @@ template <int N> static void products(const uint16_t *V, const uint16_t *U, floa
 template <int N>
 static void restored(const float *M, long T, const float *bias, const uint16_t *plus, float weight, const Image &s,
                      long from, long tiles, long k, uint16_t *y) {
+    const long step = apart<float>(T * 64);
     Place place(s, from);
     for (long i = 0; i < tiles; i++, place.next(s)) {
         const long tile = from + i, b = place.b, row = place.row, col = place.col;
         for (int n = 0; n < N; n++) {
             __m512 m[16], out[4], up[8];
 #pragma GCC unroll 16
-            for (int j = 0; j < 16; j++) m[j] = _mm512_loadu_ps(M + j * T * 64 + i * 16 * N + 16 * n);
+            for (int j = 0; j < 16; j++) m[j] = _mm512_loadu_ps(M + j * step + (i * N + n) * 16);
 #pragma GCC unroll 4
             for (int q = 0; q < 4; q++) {
                 up[q] = m[q] + m[4 + q] + m[8 + q];
@@ -81,9 +83,9 @@ static void restored(const float *M, long T, const float *bias, const uint16_t *
 template <int N>
 static void panel(const uint16_t *V, const uint16_t *U, float *M, long T, const float *bias, const uint16_t *plus,
                   float weight, const Image &s, long from, long tiles, long k, uint16_t *y) {
-    const long position = s.C * s.K;
+    const long v = apart<uint16_t>(T * s.C), u = s.C * s.K, m = apart<float>(T * 64);
     for (int j = 0; j < 16; j++)
-        if (!adds_nothing(s, j)) products<N>(V + j * T * s.C, U + j * position + k * s.C, M + j * T * 64, tiles, s.C);
+        if (!adds_nothing(s, j)) products<N>(V + j * v, U + j * u + k * s.C, M + j * m, tiles, s.C);
     restored<N>(M, T, bias, plus, weight, s, from, tiles, k, y);
 }
 
@@ -108,10 +110,11 @@ extern "C" int conv_bfloat16(const uint16_t *x, const uint16_t *U, const float *
     bool fine = true;
 #pragma omp parallel num_threads(threads) reduction(&& : fine)
     {
-        uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * T * C * 2);
-        float *M = (float *)aligned_alloc(64, 16 * T * 64 * 4);
+        const long results = 16 * 4 * apart<float>(T * 64);
+        uint16_t *V = (uint16_t *)aligned_alloc(64, 16 * 2 * apart<uint16_t>(T * C));
+        float *M = (float *)aligned_alloc(64, results);
         fine = nothing && V && M;
-        if (fine) memset(M, 0, 16 * T * 64 * 4);  // What adds nothing is never written.
+        if (fine) memset(M, 0, results);  // What adds nothing is never written.
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
             if (!fine) continue;
@@ -140,7 +143,7 @@ extern "C" void conv_weights(const float *w, long out, long in, int reverse, flo
                 __m512 g[9], h[12];
                 float taps[9][16];
                 for (int n = 0; n < 16; n++) {
-                    const float *from = w + (k + n) * out + (c + i) * in;
+                    const float *from = w + (k + n) * out + channel_at(c + i, C) * in;
                     for (int t = 0; t < 9; t++) taps[t][n] = from[reverse ? 8 - t : t];
                 }
                 for (int t = 0; t < 9; t++) g[t] = gain * _mm512_loadu_ps(taps[t]);
@@ -232,6 +235,7 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (long c = 0; c < C; c++)
             for (long k = 0; k < K; k += 16) {  // G^T dU G
+                const long at = channel_at(c, C);
                 const long panel = k / 64 * 64, outputs = least(K - panel, 64);
                 const long part = c / 64 * 64, inputs = least(C - part, 64);
                 const float *from = dU + 16 * (panel * C + part * outputs) + (c - part) * outputs + k - panel;
@@ -240,19 +244,19 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
                     for (int j = 0; j < 16; j++) u[j] += _mm512_loadu_ps(from + 16 * run * C * K + j * inputs * outputs);
                 for (int q = 0; q < 4; q++) {
                     __m512 both = 0.5f * (u[4 + q] + u[8 + q]);
-                    h[q] = u[q] + both, h[4 + q] = 0.5f * (u[4 + q] - u[8 + q]), h[8 + q] = both + u[12 + q];
+                    h[q] = u[q] + both, h[4 + q] = 0.5f * (u[4 + q] - u[8 + q]), h[8 + q] = both - u[12 + q];
                 }
                 for (int r = 0; r < 3; r++) {
                     __m512 both = 0.5f * (h[4 * r + 1] + h[4 * r + 2]), taps[3] = {
-                        h[4 * r] + both, 0.5f * (h[4 * r + 1] - h[4 * r + 2]), both + h[4 * r + 3]};
+                        h[4 * r] + both, 0.5f * (h[4 * r + 1] - h[4 * r + 2]), both - h[4 * r + 3]};
                     for (int q = 0; q < 3; q++)
-                        for (int n = 0; n < 16; n++) dw[((k + n) * C + c) * 9 + 3 * r + q] = taps[q][n];
+                        for (int n = 0; n < 16; n++) dw[(channel_at(k + n, K) * C + at) * 9 + 3 * r + q] = taps[q][n];
                 }
             }
         for (long k = 0; k < K; k++) {
             double sum = 0;
             for (long block = 0; block < blocks; block++) sum += sums[block * K + k];
-            dbias[k] = sum;
+            dbias[channel_at(k, K)] = sum;
         }
     }
     free(nothing), free(dU), free(sums);

@@ -49,7 +49,7 @@ static void apply(const T *x, T *y, long pixels, long C, Lines lines, const Act 
             vec v[N];
             for (int j = 0; j < N; j++) {
                 v[j] = load(x + p * C + c + 16 * j) * f[j] + d[j];
-                if (act.silu) v[j] *= sigmoid_for<T>(v[j]);
+                if (act.silu) v[j] = silu_for<T>(v[j]);
             }
             if (act.mask.kept < 65536) drop<N>(v, act.mask, at + p * C + c);
             for (int j = 0; j < N; j++) store(y + p * C + c + 16 * j, v[j]);

@@ -21,6 +21,12 @@ static INLINE bool adds_nothing(const Image &s, int position) {
 static INLINE __m512 load16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
+static INLINE __m512 evens(const uint16_t *p) {  // of 32, which needs no shuffles
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+static INLINE __m512 odds(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(0xffff0000)));
+}
 static INLINE __m256i rounded(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 static INLINE __m512i side_by_side(__m512 low, __m512 high) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
@@ -43,11 +49,11 @@ struct Place {
     }
 };
 
-// The pixels of a tile: 4 x 4 of an image, 2 x 2 of a gradient; outside, a line of zeros.
-struct Tile { const uint16_t *at[16]; };
+// The pixels of one tile, or of two side by side: 4 x 4 of an image, 2 x 2 of a gradient; outside, a line of zeros.
+struct Tiles { const uint16_t *at[4][8]; };
 
 template <bool GRADIENT>
-static INLINE Tile found(const uint16_t *x, const Image &s, long C, const Place &place) {
+static INLINE void found(const uint16_t *x, const Image &s, long C, const Place &place, int column, Tiles &pixels) {
     const int side = GRADIENT ? 2 : 4, half = !GRADIENT && s.kind == DOUBLED;
     const uint16_t *rows[4];
     long cols[4];
@@ -57,80 +63,118 @@ static INLINE Tile found(const uint16_t *x, const Image &s, long C, const Place 
         rows[i] = in ? x + (place.b * (s.H >> half) + (y >> half)) * (s.W >> half) * C : nullptr;
         cols[i] = z >= 0 && z < s.W ? (z >> half) * C : -1;
     }
-    Tile pixels;
     for (int r = 0; r < side; r++)
-        for (int q = 0; q < side; q++) pixels.at[4 * r + q] = rows[r] && cols[q] >= 0 ? rows[r] + cols[q] : s.nothing;
-    return pixels;
+        for (int q = 0; q < side; q++)
+            pixels.at[r][column + q] = rows[r] && cols[q] >= 0 ? rows[r] + cols[q] : s.nothing;
 }
 
-// 16 channels of it: B^T d B of an image, A d A^T of a gradient.
-template <bool GRADIENT> static INLINE void transformed(const Tile &pixels, long c, __m512 *d) {
-    const int side = GRADIENT ? 2 : 4;
-#pragma GCC unroll 4
-    for (int r = 0; r < side; r++)
-#pragma GCC unroll 4
-        for (int q = 0; q < side; q++) d[4 * r + q] = load16(pixels.at[4 * r + q] + c);
-    if (GRADIENT) {
-#pragma GCC unroll 2
-        for (int q = 0; q < 2; q++) {
-            __m512 a = d[q], e = d[4 + q];
-            d[4 + q] = a + e, d[8 + q] = a - e, d[12 + q] = -e;
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < 16; r += 4) {
-            __m512 a = d[r], e = d[r + 1];
-            d[r + 1] = a + e, d[r + 2] = a - e, d[r + 3] = -e;
-        }
-    } else {
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) {
-            __m512 a = d[q], e = d[4 + q], f = d[8 + q], g = d[12 + q];
-            d[q] = a - f, d[4 + q] = e + f, d[8 + q] = f - e, d[12 + q] = e - g;
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < 16; r += 4) {
-            __m512 a = d[r], e = d[r + 1], f = d[r + 2], g = d[r + 3];
-            d[r] = a - f, d[r + 1] = e + f, d[r + 2] = f - e, d[r + 3] = e - g;
+// 32 channels come as the 16 of even number, then the 16 of odd number. This comes at place c of C:
+static INLINE long channel_at(long c, long C) {
+    return c / 32 * 32 + 32 > C ? c : c / 32 * 32 + c % 16 * 2 + c / 16 % 2;
+}
+
+// 16 channels of N columns of pixels, at place c of C, by rows: of B^T d for an image, of A d for a gradient. A's last
+// row and column are 1 here, not -1.
+template <bool GRADIENT, int N> struct Columns {
+    __m512 d[4][N];
+
+    INLINE Columns(const Tiles &pixels, long c, long C) {
+        if (c / 32 * 32 + 32 > C) take(pixels, c, load16);
+        else if (c % 32 == 0) take(pixels, c, evens);
+        else take(pixels, c - 16, odds);
+    }
+    template <class Load> INLINE void take(const Tiles &pixels, long c, Load load) {
+#pragma GCC unroll 8
+        for (int q = 0; q < N; q++) {
+            const __m512 a = load(pixels.at[0][q] + c), e = load(pixels.at[1][q] + c);
+            if (GRADIENT) {
+                d[0][q] = a, d[1][q] = a + e, d[2][q] = a - e, d[3][q] = e;
+                continue;
+            }
+            const __m512 f = load(pixels.at[2][q] + c), g = load(pixels.at[3][q] + c);
+            d[0][q] = a - f, d[1][q] = e + f, d[2][q] = f - e, d[3][q] = e - g;
         }
     }
-}
+    // Four positions of the tile that begins at a column: a row times B or A^T.
+    INLINE void row(int r, int column, __m512 *to) const {
+        const __m512 a = d[r][column], e = d[r][column + 1];
+        if (GRADIENT) {
+            to[0] = a, to[1] = a + e, to[2] = a - e, to[3] = e;
+            return;
+        }
+        const __m512 f = d[r][column + 2], g = d[r][column + 3];
+        to[0] = a - f, to[1] = e + f, to[2] = f - e, to[3] = e - g;
+    }
+};
+
+// From one of 16 positions to the next, of n numbers each: a line between them keeps them apart in the cache.
+template <class T> constexpr long apart(long n) { return n + 64 / sizeof(T); }
 
 // A block of tiles, V[position][tile][C].
 static void in_rows(const uint16_t *x, const Image &s, long from, long tiles, long T, uint16_t *V) {
+    const long step = apart<uint16_t>(T * s.C);
     Place place(s, from);
+    Tiles tile;
     for (long i = 0; i < tiles; i++, place.next(s)) {
-        const Tile tile = found<false>(x, s, s.C, place);
-        for (long c = 0; c < s.C; c += 16) {
-            __m512 d[16];
-            transformed<false>(tile, c, d);
-#pragma GCC unroll 16
-            for (int j = 0; j < 16; j++) _mm256_storeu_si256((__m256i *)(V + (j * T + i) * s.C + c), rounded(d[j]));
+        found<false>(x, s, s.C, place, 0, tile);
+        uint16_t *to = V + i * s.C;
+        __m512 d[4], e[4];
+        for (long c = 0; c + 32 <= s.C; c += 32) {
+            const Columns<false, 4> even(tile, c, s.C), odd(tile, c + 16, s.C);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) {
+                even.row(r, 0, d), odd.row(r, 0, e);
+#pragma GCC unroll 4
+                for (int q = 0; q < 4; q++)
+                    _mm512_storeu_si512(to + (4 * r + q) * step + c, (__m512i)_mm512_cvtne2ps_pbh(e[q], d[q]));
+            }
+        }
+        if (s.C % 32 == 0) continue;
+        const long c = s.C - 16;
+        const Columns<false, 4> last(tile, c, s.C);
+        for (int r = 0; r < 4; r++) {
+            last.row(r, 0, d);
+            for (int q = 0; q < 4; q++) _mm256_storeu_si256((__m256i *)(to + (4 * r + q) * step + c), rounded(d[q]));
         }
     }
 }
 
 // What sums over tiles take, of up to 64 channels of a few pairs of tiles: [position][panel][pair][wide][2],
-// panels of `wide` channels. The line between positions keeps them apart in the cache.
-static const long PAIRS = 32, POSITION = 2 * PAIRS * 64 + 32;
+// panels of `wide` channels.
+static const long PAIRS = 32, POSITION = apart<uint16_t>(2 * PAIRS * 64);
 
-// Channels c to c + n of C, zeros past the last tile. `sums` [n], where given, gains a gradient's pixels.
+// 16 channels of a pair, whose second tile begins at column N - side.
+template <bool GRADIENT, int N>
+static INLINE void in_pair(const Tiles &pixels, long c, long C, uint16_t *to, float *sums) {
+    const Columns<GRADIENT, N> columns(pixels, c, C);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        __m512 d[4], e[4];
+        columns.row(r, 0, d), columns.row(r, N - (GRADIENT ? 2 : 4), e);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) _mm512_storeu_si512(to + (4 * r + q) * POSITION, side_by_side(d[q], e[q]));
+        if (sums && r == 1) _mm512_storeu_ps(sums, _mm512_loadu_ps(sums) + (d[1] + e[1]));
+    }
+}
+
+// Places c to c + n of C channels, zeros past the last tile. `sums` [n], where given, gains a gradient's pixels.
 template <bool GRADIENT>
 static void in_pairs(const uint16_t *x, const Image &s, long C, long c, long n, long from, long tiles, long wide,
                      uint16_t *to, float *sums) {
     Place place(s, from);
+    Tiles pixels;
     for (long i = 0; i < tiles; i += 2) {
-        const Tile first = found<GRADIENT>(x, s, C, place);
+        found<GRADIENT>(x, s, C, place, 0, pixels);
+        const long col = place.col;
         place.next(s);
-        const Tile second = found<GRADIENT>(x, s, C, place);
+        const bool beside = place.col == col + 2;  // Then the tiles of an image share two columns.
+        found<GRADIENT>(x, s, C, place, GRADIENT || beside ? 2 : 4, pixels);
         place.next(s);
         for (long q = 0; q < n; q += 16) {
-            __m512 d[16], e[16];
-            transformed<GRADIENT>(first, c + q, d);
-            transformed<GRADIENT>(second, c + q, e);
             uint16_t *at = to + 2 * ((q / wide * PAIRS + i / 2) * wide + q % wide);
-#pragma GCC unroll 16
-            for (int j = 0; j < 16; j++) _mm512_storeu_si512(at + j * POSITION, side_by_side(d[j], e[j]));
-            if (sums) _mm512_storeu_ps(sums + q, _mm512_loadu_ps(sums + q) + (d[5] + e[5]));
+            if (GRADIENT) in_pair<true, 4>(pixels, c + q, C, at, sums ? sums + q : nullptr);
+            else if (beside) in_pair<false, 6>(pixels, c + q, C, at, nullptr);
+            else in_pair<false, 8>(pixels, c + q, C, at, nullptr);
         }
     }
 }

@@ -199,6 +199,25 @@ static void gains(const Image &s, const uint16_t *V, const uint16_t *D, long pai
                           dU + (j * inputs + c) * 16 * N);
 }
 
+// G^T dU G: the 9 taps [9, size] of [16, size].
+static void taps(const float *dU, long size, float *dw) {
+    for (long i = 0; i < size; i += 16) {
+        __m512 u[16], h[12];
+        for (int j = 0; j < 16; j++) u[j] = _mm512_loadu_ps(dU + j * size + i);
+        for (int q = 0; q < 4; q++) {
+            const __m512 both = 0.5f * (u[4 + q] + u[8 + q]);
+            h[q] = u[q] + both, h[4 + q] = 0.5f * (u[4 + q] - u[8 + q]), h[8 + q] = both - u[12 + q];
+        }
+        for (int r = 0; r < 3; r++) {
+            const __m512 both = 0.5f * (h[4 * r + 1] + h[4 * r + 2]);
+            float *to = dw + 3 * r * size + i;
+            _mm512_storeu_ps(to, h[4 * r] + both);
+            _mm512_storeu_ps(to + size, 0.5f * (h[4 * r + 1] - h[4 * r + 2]));
+            _mm512_storeu_ps(to + 2 * size, both - h[4 * r + 3]);
+        }
+    }
+}
+
 // dw [K, C, 3, 3] and dbias [K] of dy [B, H, W, K], where x may be doubled. Returns 1 without memory.
 // A task is 64 inputs by 64 outputs and a run of the tiles: what it sums stays in a core's own cache. There are
 // as many whatever the number of threads.
@@ -208,50 +227,42 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
     const Image s = {B, H, W, C, K, (Kind)kind, nothing};
     const long all = B * ((H + 1) / 2) * ((W + 1) / 2), T = 2 * PAIRS, blocks = upwards(all, T);
     const long parts = upwards(C, 64), panels = upwards(K, 64), runs = least(blocks, upwards(TASKS, parts * panels));
-    float *dU = (float *)aligned_alloc(64, 64 * C * K * runs), *sums = (float *)calloc(blocks * K, 4);
-    bool fine = nothing && dU && sums;
+    float *made = (float *)aligned_alloc(64, 36 * C * K * runs), *sums = (float *)calloc(blocks * K, 4);
+    bool fine = nothing && made && sums;
     if (fine) {
 #pragma omp parallel num_threads(threads) reduction(&& : fine)
         {
             uint16_t *V = (uint16_t *)aligned_alloc(64, 32 * POSITION), *D = (uint16_t *)aligned_alloc(64, 32 * POSITION);
-            fine = V && D;
+            float *dU = (float *)aligned_alloc(64, 64 * 64 * 64);
+            fine = V && D && dU;
 #pragma omp for schedule(dynamic)
             for (long task = 0; task < runs * parts * panels; task++) {
                 if (!fine) continue;
                 const long run = task / (parts * panels), k = task / parts % panels * 64, c = task % parts * 64;
                 const long inputs = least(C - c, 64), outputs = least(K - k, 64);
-                float *mine = dU + 16 * (run * C * K + k * C + c * outputs);
-                memset(mine, 0, 64 * inputs * outputs);
+                memset(dU, 0, 64 * inputs * outputs);
                 for (long block = blocks * run / runs; block < blocks * (run + 1) / runs; block++) {
                     const long from = block * T, tiles = least(all - from, T), N = outputs / 16;
                     in_pairs<false>(x, s, C, c, inputs, from, tiles, 16, V, nullptr);
                     in_pairs<true>(dy, s, K, k, outputs, from, tiles, outputs, D, c ? nullptr : sums + block * K + k);
                     (N == 4 ? gains<4> : N == 3 ? gains<3> : N == 2 ? gains<2> : gains<1>)(
-                        s, V, D, upwards(tiles, 2), inputs, mine);
+                        s, V, D, upwards(tiles, 2), inputs, dU);
                 }
+                taps(dU, inputs * outputs, made + 9 * (run * C * K + k * C + c * outputs));
             }
-            free(V), free(D);
+            free(V), free(D), free(dU);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (long c = 0; c < C; c++)
-            for (long k = 0; k < K; k += 16) {  // G^T dU G
-                const long at = channel_at(c, C);
-                const long panel = k / 64 * 64, outputs = least(K - panel, 64);
+            for (long k = 0; k < K; k += 16) {
                 const long part = c / 64 * 64, inputs = least(C - part, 64);
-                const float *from = dU + 16 * (panel * C + part * outputs) + (c - part) * outputs + k - panel;
-                __m512 u[16] = {}, h[12];
+                const long panel = k / 64 * 64, outputs = least(K - panel, 64);
+                const float *from = made + 9 * (panel * C + part * outputs) + (c - part) * outputs + k - panel;
+                __m512 sum[9] = {};
                 for (long run = 0; run < runs; run++)
-                    for (int j = 0; j < 16; j++) u[j] += _mm512_loadu_ps(from + 16 * run * C * K + j * inputs * outputs);
-                for (int q = 0; q < 4; q++) {
-                    __m512 both = 0.5f * (u[4 + q] + u[8 + q]);
-                    h[q] = u[q] + both, h[4 + q] = 0.5f * (u[4 + q] - u[8 + q]), h[8 + q] = both - u[12 + q];
-                }
-                for (int r = 0; r < 3; r++) {
-                    __m512 both = 0.5f * (h[4 * r + 1] + h[4 * r + 2]), taps[3] = {
-                        h[4 * r] + both, 0.5f * (h[4 * r + 1] - h[4 * r + 2]), both - h[4 * r + 3]};
-                    for (int q = 0; q < 3; q++)
-                        for (int n = 0; n < 16; n++) dw[(channel_at(k + n, K) * C + at) * 9 + 3 * r + q] = taps[q][n];
-                }
+                    for (int t = 0; t < 9; t++) sum[t] += _mm512_loadu_ps(from + 9 * run * C * K + t * inputs * outputs);
+                for (int n = 0; n < 16; n++)
+                    for (int t = 0; t < 9; t++) dw[(channel_at(k + n, K) * C + channel_at(c, C)) * 9 + t] = sum[t][n];
             }
         for (long k = 0; k < K; k++) {
             double sum = 0;
@@ -259,6 +270,6 @@ extern "C" int conv_gradient(const uint16_t *x, const uint16_t *dy, float *dw, f
             dbias[channel_at(k, K)] = sum;
         }
     }
-    free(nothing), free(dU), free(sums);
+    free(nothing), free(made), free(sums);
     return fine ? 0 : 1;
 }

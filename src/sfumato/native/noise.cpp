@@ -3,6 +3,7 @@
 // these are taken here, by tables that are asked of it, and the rest are its own.
 
 #include <cstdint>
+#include <cstring>
 
 #include <numpy/random/bitgen.h>
 
@@ -57,6 +58,15 @@ static bool is_inside(uint64_t layer, uint64_t u, double *number) {
     return asked.draws == 1;
 }
 
+// x, negated where the lowest bit is set: without a branch, which would be mistaken every other time.
+static inline double signed_by(double x, uint64_t bit) {
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    bits ^= bit << 63;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+
 extern "C" void noise_tables(Tables *tables) {
     for (uint64_t layer = 0; layer < 256; layer++) {
         uint64_t low = 0, high = 1ull << 52;  // What is inside is below high; low is inside, if anything.
@@ -81,7 +91,7 @@ extern "C" void noise_fill(const Tables *tables, void *out, int single, long n, 
         for (long j = i * each; j < (i + 1) * each; j++) {
             const uint64_t r = next64(&state), layer = r & 255, u = r >> 9 & (1ull << 52) - 1;
             double x = u * tables->width[layer];
-            x = r >> 8 & 1 ? -x : x;
+            x = signed_by(x, r >> 8);
             if (__builtin_expect(u >= tables->inside[layer], 0)) {
                 state.next--;  // numpy draws it again.
                 x = random_standard_normal(&bits);

@@ -7,7 +7,7 @@ weight counts as the matrix [outputs, inputs * kernel area]. Everything else is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,24 +63,26 @@ class MuonOptimizer(torch.optim.Optimizer):
                     shapes[len(p), p[0].numel()].append(p)
                 else:
                     others.append(p)
-            for same in shapes.values():
-                self._step_matrices(same, group["lr"])
+            self._step_matrices([*shapes.values()], group["lr"])
             if others:
                 self._step_adam(others, group["lr"])
 
-    def _step_matrices(self, parameters: list[nn.Parameter], rate: float) -> None:
+    def _step_matrices(self, groups: list[list[nn.Parameter]], rate: float) -> None:
+        ahead = [self._ahead(parameters) for parameters in groups]
+        made = orthogonalise(ahead, self.rule.iterations)
+        for parameters, updates in zip(groups, made, strict=True):
+            rows, columns = updates.shape[1:]
+            size = rate * self.rule.matrix_rate * max(1.0, rows / columns) ** 0.5
+            for p, update in zip(parameters, updates, strict=True):
+                p.sub_(update.reshape(p.shape), alpha=size)
+
+    def _ahead(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The momentum of weights of one shape as matrices, one step ahead (Nesterov)."""
         gradients = [_gradient(p) for p in parameters]
-        rule, kept = self.rule, [self._kept(p, "momentum") for p in parameters]
-        torch._foreach_lerp_(kept, gradients, 1 - rule.momentum)  # pyright: ignore
-        # Nesterov: look one step of momentum ahead.
-        ahead: list[Tensor] = torch._foreach_lerp(gradients, kept, rule.momentum)  # pyright: ignore
-        rows, columns = len(parameters[0]), parameters[0][0].numel()
-        made = orthogonalise(
-            torch.stack([a.reshape(rows, columns) for a in ahead]), self.rule.iterations
-        )
-        size = rate * rule.matrix_rate * max(1.0, rows / columns) ** 0.5
-        for p, update in zip(parameters, made, strict=True):
-            p.sub_(update.reshape(p.shape), alpha=size)
+        kept, momentum = [self._kept(p, "momentum") for p in parameters], self.rule.momentum
+        torch._foreach_lerp_(kept, gradients, 1 - momentum)  # pyright: ignore
+        ahead: list[Tensor] = torch._foreach_lerp(gradients, kept, momentum)  # pyright: ignore
+        return torch.stack([a.reshape(len(a), -1) for a in ahead])
 
     def _step_adam(self, parameters: list[Tensor], rate: float) -> None:
         gradients = [_gradient(p) for p in parameters]
@@ -118,19 +120,42 @@ def is_hidden_convolution(parameter: Tensor) -> bool:
     return parameter.ndim == 4 and min(parameter.shape[:2]) >= _LEAST_CHANNELS
 
 
-def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
-    """Bring all singular values of [n, rows, columns] near 1 (0.7 to 1.2), keeping their vectors.
+def orthogonalise(stacks: Sequence[Tensor], iterations: int) -> list[Tensor]:
+    """Bring all singular values of every [n, rows, columns] near 1 (0.7 to 1.2), keeping vectors.
 
     Newton-Schulz iterations of an odd quintic, after dividing by the Frobenius norm; singular
-    values below about a thousandth of that norm stay smaller.
+    values below about a thousandth of that norm stay smaller. All iterations are on the matrices
+    times their transposes, small and square, on which alone an odd polynomial's factor depends.
     """
+    wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
+    wide = [x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12) for x in wide]
+    made, alike = [*wide], defaultdict[int, list[int]](list)
+    for index, x in enumerate(wide):
+        alike[x.shape[1]].append(index)
+    for indices in alike.values():
+        factors = _factors(torch.cat([wide[i] @ wide[i].mT for i in indices]), iterations)
+        parts = factors.split([len(wide[i]) for i in indices])
+        for i, factor in zip(indices, parts, strict=True):
+            made[i] = factor @ wide[i]
+    return [m.mT if x.shape[1] > x.shape[2] else m for m, x in zip(made, stacks, strict=True)]
+
+
+def _factors(squares: Tensor, iterations: int) -> Tensor:
+    """What all iterations together multiply x by, given x x^T [n, m, m]; the factors commute."""
+    whole = factor = _factor(squares)
+    for _ in range(iterations - 1):
+        squares = factor @ squares @ factor
+        factor = _factor(squares)
+        whole = factor @ whole
+    return whole
+
+
+def _factor(squares: Tensor) -> Tensor:
+    """a + b s + c s^2, which one iteration multiplies x by."""
     a, b, c = QUINTIC
-    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    for _ in range(iterations):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    factor = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def _gradient(parameter: Tensor) -> Tensor:

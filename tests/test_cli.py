@@ -368,6 +368,16 @@ def test_train_writes_a_run_and_sample_draws_from_it(
     assert checkpoints(out)[-1].name == "00000004"
 
 
+def test_the_last_batch_may_go_beyond_the_images_asked_for(
+    capsys: Capture, tmp_path: Path, data: Path
+) -> None:
+    small = [*SMALL, "--images", 6, "--out", tmp_path / "run"]
+    assert call("train", "edm-tiny", "--data", data, *small) == 0
+    told = capsys.readouterr()
+    assert "trained on 8 images" in told.out
+    assert "8/8 images" in told.err
+
+
 def test_a_run_without_out_finds_a_free_folder(
     capsys: Capture, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

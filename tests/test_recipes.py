@@ -399,6 +399,7 @@ def test_what_a_time_limit_leaves_is_told_at_the_pace_of_now() -> None:
     progress.go_on(200, {"seconds": 120.0})
     assert progress.expected_images(6.0) == 200
     assert Progress(1000, 0.0, images=100).expected_images(6.0) == 1000
+    assert Progress(1000, 0.0, images=1056).expected_images() == 1056  # by its last batch
 
 
 DRAWS = {"edm": "log-normal", "vp": "time", "subvp": "time", "ve": "log-uniform"}

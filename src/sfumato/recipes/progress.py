@@ -51,7 +51,7 @@ class Progress:
         Without one they go on at the pace of all sessions so far.
         """
         if not self.limit_seconds or not self.share:
-            return self.total_images
+            return max(self.total_images, self.images)  # The last batch is a whole one.
         if rate is None:
             return round(self.images / self.share)
         coming = rate * max(self.limit_seconds - self.seconds, 0.0)

@@ -268,10 +268,27 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         Subject.of("edm-tin", (32, 32), 3)
     with pytest.raises(ConfigError, match="--size and --channels"):
         Subject.of("edm-tiny", (0, 32), 3)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        Subject.of(str(tmp_path / "absent"))
+    for _ in open_run(tmp_path / "run", array_file(tmp_path / "data")).steps():
+        pass
+    with pytest.raises(ConfigError, match="a run has its own"):
+        Subject.of(str(tmp_path / "run"), (16, 16))
     with pytest.raises(ConfigError, match="seconds above 0"):
         Settings(seconds=0)
     with pytest.raises(ConfigError, match="give --size and --channels that agree"):
         measure(Subject.of("edm-tiny", (16, 16), 3), Settings(2, 0.01), in_memory(), works=WORKS)
+
+
+def test_where_json_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for json_path in (tmp_path / "file" / "bench.json", tmp_path):
+        assert main(["bench", "edm-tiny", "--json", str(json_path)]) == 2
+        told = capsys.readouterr()
+        assert "--json" in told.err
+        assert "measuring" not in told.out
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:

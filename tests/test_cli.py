@@ -273,7 +273,9 @@ def test_a_folder_that_cannot_be_written_is_refused(
         for verb in (["train", "edm-tiny", *options], ["sample", run, "-n", 1]):
             assert call(*verb, "--out", out) == 2
             captured = capsys.readouterr()
-            assert captured.err == f"sfumato {verb[0]}: {file} is a file; --out wants a folder\n"
+            assert (
+                captured.err == f"sfumato {verb[0]}: {file} is a file, where --out needs a folder\n"
+            )
             # Nothing was opened, measured or drawn before.
             assert captured.out in ("", "recipe edm-tiny\n")
 

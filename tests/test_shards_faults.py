@@ -99,7 +99,8 @@ def test_too_many_broken_shards_are_an_error(tmp_path):
     assert "1 broken skipped" in open_shards(folder).describe()
     flip_a_bit(folder / "shard-00003.tar")
     images = open_shards(folder)
-    with pytest.raises(DataError, match=r"2 of 6 shards cannot be used, and 1 may be skipped"):
+    assert "1 broken skipped: all 10 images of shard-00000.tar (" in images.describe()
+    with pytest.raises(DataError, match=r"2 of 6 shards .* 1 may be skipped: .* Copy them again"):
         take(ShardBatches(images, 6, 0), 20)
     alone = packed(tmp_path / "alone", each=100)
     truncate(alone / "shard-00000.tar")
@@ -286,6 +287,14 @@ def test_a_server_that_is_gone_is_told(tmp_path):
         Fetch(tries=2, pause=0).read(url)
 
 
+def test_what_cannot_be_reached_is_not_to_be_packed_again(tmp_path):
+    folder = packed(tmp_path / "s")
+    with served(folder) as (url, _):
+        images = open_shards(url, fetch=QUICK)
+    with pytest.raises(DataError, match=r"refused.* has to be reached again first"):
+        take(ShardBatches(images, 6, 0), 20)
+
+
 def test_temporary_files_stay_within_their_bound(tmp_path, monkeypatch):
     folder = packed(tmp_path / "s", count=400, lanes=1)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -322,9 +331,48 @@ def test_training_from_shards_goes_on_over_a_broken_one_and_resumes(tmp_path):
         return losses, said
 
     whole, said = trained("whole", 24)
+    assert "shard-00004.tar" in (tmp_path / "whole" / "log.jsonl").read_text()
     assert any("all 10 images of shard-00004.tar" in text for text in said)
     assert any("sigma_data" in text for text in said)
     assert trained("parts", 10, 24)[0] == whole
+
+
+def test_a_shard_that_is_not_there_is_named_and_noted(tmp_path):
+    folder = packed(tmp_path / "s", count=80)
+    remove(folder / "shard-00004.tar")
+    said: list[str] = []
+    config = RunConfig(small(steps=2), DataConfig(data=str(folder), classes=True), QUIET)
+    for _ in Run.open(config, tmp_path / "run", say=said.append).steps():
+        pass
+    assert any("skipped: all 10 images of shard-00004.tar" in text for text in said)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert log.count("left out from the start: all 10 images of shard-00004.tar") == 1
+
+
+def test_training_that_data_end_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "a.npy", stack(30))
+    out, noted = tmp_path / "run", Run._note
+
+    def fails(self: Run, record, batches, news) -> None:
+        noted(self, record, batches, news)
+        if record.step == last:
+            raise DataError("the data are gone")
+
+    monkeypatch.setattr(Run, "_note", fails)
+    options = ["--network.width", "8", "--network.multipliers", "1", "--network.attention", "99"]
+    options += ["--batch", "4", "--images", "40", "--threads", "1", "--save-every", "1"]
+    options += ["--no-report", "--precision", "float32", "--sample-every", "1000"]
+    options += ["--data", str(tmp_path / "a.npy"), "--out", str(out)]
+    last = 4
+    assert main(["train", "edm-tiny", *options]) == 1
+    told = capsys.readouterr().err
+    assert (
+        f"the data are gone. The run is as it was at its newest checkpoint; to continue, with any number of processes: sfumato train --resume {out}"
+        in told
+    )  # noqa: E501
+    last = 0
+    assert main(["train", "--resume", str(out)]) == 0
+    assert "trained on 40 images" in capsys.readouterr().out
 
 
 def test_the_command_line(tmp_path, capsys, monkeypatch):

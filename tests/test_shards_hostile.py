@@ -222,7 +222,7 @@ class Answer(io.BytesIO):
      ssl.SSLError("record layer failure"), http.client.IncompleteRead(b""),
      urllib.error.URLError("x"), ConnectionResetError()],
 )  # fmt: skip
-def test_every_failure_of_the_network_is_tried_five_times(tmp_path, monkeypatch, error):
+def test_every_failure_of_the_network_is_tried_five_times(tmp_path, monkeypatch, caplog, error):
     waits: list[float] = []
     trouble: list[BaseException] = [error] * 4
     monkeypatch.setattr("time.sleep", waits.append)
@@ -231,6 +231,9 @@ def test_every_failure_of_the_network_is_tried_five_times(tmp_path, monkeypatch,
     assert waits == sorted(set(waits))
     assert len(waits) == 4
     assert 20 <= sum(waits) <= 60
+    (note,) = caplog.messages  # At once, not when all is over.
+    assert note.startswith("http://host/a: ")
+    assert note.endswith(f"; trying again for {sum(waits):g} s")
     trouble += [error] * 5
     with pytest.raises(ShardError, match="after 5 tries"):
         Fetch().to_file("http://host/a", tmp_path / "a")

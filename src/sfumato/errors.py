@@ -39,4 +39,5 @@ class MissingExtraError(SfumatoError):
 
 def first_line(error: Exception) -> str:
     """Return what somebody else's error says, in a line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + " ..."

@@ -50,19 +50,19 @@ def finite(content: Any) -> Any:
     return content
 
 
-def usable(folder: Path) -> Path:
+def usable(folder: Path, option: str = "--out") -> Path:
     """Return the folder if files can be written to it, once it is made; ConfigError otherwise.
 
     Nothing is left behind: work that takes long asks before, and makes the folder after it.
     """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise ConfigError(f"{place} is a file; --out wants a folder")
+        raise ConfigError(f"{place} is a file, where {option} needs a folder")
     try:
         # A permission alone tells nothing of a read-only disk, nor to root.
         with tempfile.TemporaryFile(dir=place):
             return folder
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another --out"
+            f"{folder} cannot be written: {error.strerror or error}; choose another {option}"
         ) from error

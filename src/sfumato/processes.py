@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfumato.errors import ConfigError, DataError, SfumatoError
+from sfumato.errors import ConfigError, DataError, SfumatoError, first_line
 
 T = TypeVar("T")
 
@@ -172,7 +172,7 @@ def meeting(*, several: bool = True) -> Generator[None]:
             raise
         raise ProcessLostError(
             "another process of this job has ended or cannot be reached, so this one stops too; "
-            f"look for what that one said ({str(error).splitlines()[0][:160]})"
+            f"look for what that one said ({first_line(error)})"
         ) from error
 
 
@@ -238,7 +238,7 @@ def joined(*, device: str = "cpu") -> Generator[Processes]:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise ConfigError(
-            f"the processes could not meet at {where} ({str(error).splitlines()[0][:200]}): if "
+            f"the processes could not meet at {where} ({first_line(error)}): if "
             "another job uses that port, choose one with torchrun --master-port, or --standalone "
             "on one machine; on several, --rdzv-endpoint must be reachable from all"
         ) from error

@@ -60,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         print(f"{_overview()}\n\nsfumato: unknown verb {verb!r}{hint}", file=sys.stderr)
         return 2
+    from sfumato.cli.notes import complain, show_notes
     from sfumato.errors import ConfigError, SfumatoError
 
+    show_notes()
     try:
         _refuse_processes(verb)
         module = importlib.import_module(f"sfumato.cli.{verb}")
@@ -73,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(_DEBUG):
             raise
         if not isinstance(error, BrokenPipeError):
-            rank = os.environ.get("RANK", "0")
-            here = f" (process {rank})" if rank != "0" else ""
-            print(f"sfumato {verb}{here}: {_in_words(error)}", file=sys.stderr, flush=True)
+            complain(verb, _in_words(error))
         return 2 if isinstance(error, ConfigError) else 1
 
 

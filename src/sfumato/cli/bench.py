@@ -21,10 +21,10 @@ class BenchOptions:
     """A recipe's name, or a run's folder."""
     batch: int = 0
     """Images of a network call; 0: the recipe's, or as many of them as fit --seconds."""
-    size: tuple[int, int] = (32, 32)
-    """Height and width of the images; a run has its own."""
-    channels: int = 3
-    """Channels of the images; a run has its own."""
+    size: tuple[int, int] | None = None
+    """Height and width of a recipe's images, 32 x 32 if not given; a run has its own."""
+    channels: int | None = None
+    """Channels of a recipe's images, 3 if not given; a run has its own."""
     data: str = ""
     """Images to train on, to see whether loading them keeps up; random ones if not given."""
     fit: Literal["crop", "stretch", "strict"] = "crop"
@@ -54,7 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     import time
 
     from sfumato.data.sources import open_images
-    from sfumato.files import write_json
+    from sfumato.errors import ConfigError
+    from sfumato.files import usable, write_json
     from sfumato.recipes.bench.measure import Settings, measure
     from sfumato.recipes.bench.subject import Subject
     from sfumato.recipes.bench.words import in_lines
@@ -67,6 +68,10 @@ def run(arguments: Sequence[str]) -> int:
     if options.data:
         channels, height, width = subject.shape
         images = open_images(options.data, size=(height, width), fit=options.fit, channels=channels)
+    if options.json is not None:
+        if options.json.is_dir():
+            raise ConfigError(f"--json: {options.json} is a folder; give a file")
+        usable(options.json.parent, "--json")
     start = time.perf_counter()
     print(f"measuring {subject.name} for about {duration(options.seconds)}", flush=True)
 

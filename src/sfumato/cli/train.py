@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sfumato.cli.parse import OutPath, duration, free_folder, parse
-from sfumato.errors import ConfigError, FinishedError
+from sfumato.errors import ConfigError, DataError, FinishedError
 from sfumato.recipes.config import Recipe
 from sfumato.recipes.presets import SUMMARIES, names, recipe
 from sfumato.recipes.run_config import Bookkeeping, DataConfig, RunConfig
@@ -157,6 +157,7 @@ def train(
     from sfumato.processes import ProcessLostError, joined
     from sfumato.recipes.environment import pick_device
     from sfumato.recipes.run import Run
+    from sfumato.training.history import checkpoints
 
     with joined(device=pick_device(config.run.device)) as processes:
         say = print if processes.first else _silent
@@ -165,12 +166,19 @@ def train(
         place = folder if isinstance(folder, Path) else processes.from_first(folder)
         # Until the first step there is nothing to keep: Ctrl-C may end the opening at once.
         run = Run.open(config, place, resume=resume, say=tqdm.write, processes=processes)
+        if processes.count == 1 and config.run.fsdp:
+            say(
+                "note: --fsdp splits a model over processes; there is one, and torchrun starts more"
+            )
         if processes.count > 1:
             say(f"{processes.count} processes share each batch of {run.recipe.batch} images")
         try:
             signal = None if run.finished else _train(run, say)
-        except ProcessLostError as error:
-            raise ProcessLostError(
+        except (ProcessLostError, DataError) as error:
+            if isinstance(error, DataError) and not checkpoints(place):
+                raise
+            kind = DataError if isinstance(error, DataError) else ProcessLostError
+            raise kind(
                 f"{error}. The run is as it was at its newest checkpoint; to continue, with any "
                 f"number of processes: sfumato train --resume {quote(str(place))}"
             ) from error

@@ -139,11 +139,11 @@ def first_of(complaints: Sequence[str], most: int) -> str:
     return "; ".join(complaints[:most]) + ("; ..." if complaints[most:] else "")
 
 
-def left_out(skipped: Sequence[str]) -> str:
-    """How many images were unreadable, and which, to end a description with; nothing if none."""
+def left_out(skipped: Sequence[str], what: str = "unreadable") -> str:
+    """How many files are no use, and which, to end a description with; nothing if none."""
     if not skipped:
         return ""
-    return f", {len(skipped)} unreadable skipped: {first_of(skipped, 3)}"
+    return f", {len(skipped)} {what} skipped: {first_of(skipped, 3)}"
 
 
 def check_share(bad: Sequence[str], total: int, where: str) -> None:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, first_line
 
 
 def cache_folder() -> Path:
@@ -63,7 +63,7 @@ def load_torchscript(path: Path, purpose: str) -> torch.jit.ScriptModule:
         module = cast("torch.jit.ScriptModule", torch.jit.load(str(path), map_location="cpu"))
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a TorchScript file for {purpose} ({_first_line(error)}): "
+            f"{path} is not a TorchScript file for {purpose} ({first_line(error)}): "
             "it should come from torch.jit.save"
         ) from None
     module.eval()
@@ -82,7 +82,7 @@ def load_state(path: Path, purpose: str) -> dict[str, Tensor]:
     ) as error:  # fmt: skip
         # torch's own message advises to load it as code after all.
         code = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds something else than tensors" if code else _first_line(error)
+        reason = "it holds something else than tensors" if code else first_line(error)
         raise CheckpointError(
             f"cannot read the weights of {purpose} from {path} ({reason}): expected a state dict "
             "saved by torch or safetensors; an incomplete download looks like this too"
@@ -146,13 +146,9 @@ def download(url: str, destination: Path, sha256: str) -> Path:
         part.replace(destination)
     except OSError as error:
         raise CheckpointError(
-            f"could not download {url} ({_first_line(error)}): fetch it by other means and put it "
+            f"could not download {url} ({first_line(error)}): fetch it by other means and put it "
             f"at {destination}"
         ) from None
     finally:
         part.unlink(missing_ok=True)
     return destination
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -61,7 +61,7 @@ class Run:
         self.say = voice(processes, say)
         self.images_set, self.test_set = images, test
         self.unreadable = images.skipped
-        self._skipped = len(images.skipped)
+        self._skipped, self._unnoted = len(images.skipped), images.skipped
         self.device = own_device(pick_device(config.run.device))
         tune_device(self.device)
         self.progress = Progress(config.recipe.images, config.run.minutes * 60)
@@ -298,6 +298,9 @@ class Run:
         self._ahead = record.ahead
         self.progress.add(record)
         self.log.add(record, self.progress.seconds, last=self.finished)
+        for complaint in self._unnoted:
+            self.log.note(record, f"left out from the start: {complaint}")
+        self._unnoted = ()
         for complaint in dict.fromkeys(one for one in news if one not in self.unreadable):
             message = f"unreadable, replaced by another image: {complaint}"
             self.say(f"warning: {message}")

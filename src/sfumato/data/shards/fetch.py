@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.client
 import io
+import logging
 import time
 import urllib.error
 import urllib.parse
@@ -16,6 +17,7 @@ from typing import BinaryIO
 
 from sfumato.data.shards.table import ShardError
 
+_LOG = logging.getLogger(__name__)
 _CHUNK = 2**20
 _FINAL = range(400, 500)  # the server's last word, but for ...
 _BUSY = (408, 425, 429)
@@ -73,6 +75,7 @@ class Fetch:
         return None if told[0] is None or told[1:] == [None, None] else repr(told)
 
     def _tried(self, url: str, attempt: Callable[[], None]) -> None:
+        """Try until it works, with a note in the log that it did not at once."""
         for number in range(1, self.tries + 1):
             try:
                 attempt()
@@ -90,6 +93,9 @@ class Fetch:
                 return
             if number == self.tries:
                 raise UnreachedError(f"{complaint}, after {number} tries")
+            if number == 1:
+                waits = self.pause * (2 ** (self.tries - 1) - 1)
+                _LOG.warning("%s: %s; trying again for %g s", url, complaint, waits)
             time.sleep(self.pause * 2 ** (number - 1))
 
 

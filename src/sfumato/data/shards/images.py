@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sfumato.data.decode import decode
 from sfumato.data.files import Shaping
-from sfumato.data.images import Images, Indices, Subset, UnreadableImageError
+from sfumato.data.images import Images, Indices, Subset, UnreadableImageError, left_out
 from sfumato.data.pixels import PixelFormat
 from sfumato.data.shaping import channels_convertible, to_channels, to_size
 from sfumato.data.shards.index import Shard
@@ -156,8 +156,7 @@ class ShardImages(Images):
         text += self.format.describe()
         if self.labels is not None:
             text += f", {len(self.classes)} classes"
-        broken = len(self.store.complaints)
-        return text + (f", {broken} broken skipped" if broken else "")
+        return text + left_out(self.store.complaints, "broken")
 
     def _read_one(self, stream: BinaryIO, opened: Opened, inside: int, number: int) -> NDArray[Any]:
         try:

@@ -238,10 +238,15 @@ class Store:
 
     def expect_enough(self) -> None:
         """Raise DataError when too many shards are broken."""
-        expect_enough(self.complaints, len(self.shards), self.where.folder)
+        advice = _UNREACHED if self._later else _USELESS
+        expect_enough(self.complaints, len(self.shards), self.where.folder, advice)
 
 
-def expect_enough(broken: Sequence[str], total: int, where: str) -> None:
+_USELESS = "Copy them again, pack them again, or leave them out"
+_UNREACHED = "Where they come from has to be reached again first"
+
+
+def expect_enough(broken: Sequence[str], total: int, where: str, advice: str = _USELESS) -> None:
     """Raise DataError when too many of `total` shards are broken; names up to five of them."""
     most = min(max(1, int(_WORST_SHARE * total)), total - 1)
     if len(broken) <= most:
@@ -249,7 +254,7 @@ def expect_enough(broken: Sequence[str], total: int, where: str) -> None:
     shown = first_of(broken, 5)
     raise DataError(
         f"{where}: {len(broken)} of {total:,} shards cannot be used, and {most} may be skipped: "
-        f"{shown}. Copy them again, pack them again, or leave them out"
+        f"{shown}. {advice}"
     )
 
 

@@ -36,20 +36,32 @@ class Subject:
     condition: int = 0
 
     @classmethod
-    def of(cls, name: str, size: tuple[int, int], channels: int) -> Subject:
+    def of(
+        cls, name: str, size: tuple[int, int] | None = None, channels: int | None = None
+    ) -> Subject:
         """Return a recipe's by name, or a run's by its folder, which knows its own shape.
 
-        Raises ConfigError for neither of them, and for sizes below 1.
+        A recipe is for images of 3 x 32 x 32 if nothing is said. Raises ConfigError for neither of
+        them, for sizes below 1, and for those of a run.
         """
-        if min(*size, channels) < 1:
-            raise ConfigError(
-                f"--size and --channels must be at least 1, not {size[0]} {size[1]} and {channels}"
-            )
         if name in names():
-            return cls(name, _known(recipe(name)), (channels, *size))
+            height, width = size or (32, 32)
+            channels = 3 if channels is None else channels
+            if min(height, width, channels) < 1:
+                raise ConfigError(
+                    f"--size and --channels must be at least 1, not {height} {width} and {channels}"
+                )
+            return cls(name, _known(recipe(name)), (channels, height, width))
         folder = Path(name)
         if not folder.exists():
-            recipe(name)  # Suggests the nearest.
+            if len(folder.parts) == 1:
+                recipe(name)  # Suggests the nearest.
+            raise ConfigError(
+                f"there is no folder {name}: give a run's folder, or the name of a recipe, such as "
+                "edm-tiny"
+            )
+        if size is not None or channels is not None:
+            raise ConfigError("--size and --channels: a run has its own; leave them out")
         where = folder if (folder / "checkpoint.toml").is_file() else latest_checkpoint(folder).path
         about = read_description(where)["describe"]
         data, told = about["data"], about["data"].get("condition")

@@ -366,10 +366,8 @@ def test_training_that_data_end_says_how_to_go_on(tmp_path, capsys, monkeypatch)
     last = 4
     assert main(["train", "edm-tiny", *options]) == 1
     told = capsys.readouterr().err
-    assert (
-        f"the data are gone. The run is as it was at its newest checkpoint; to continue, with any number of processes: sfumato train --resume {out}"
-        in told
-    )  # noqa: E501
+    assert "the data are gone. The run is as it was at its newest checkpoint" in told
+    assert f"sfumato train --resume {out}" in told
     last = 0
     assert main(["train", "--resume", str(out)]) == 0
     assert "trained on 40 images" in capsys.readouterr().out

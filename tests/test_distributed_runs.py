@@ -200,6 +200,15 @@ def test_verbs_under_torchrun(tmp_path: Path) -> None:
     assert not same.left_only + same.right_only
     assert same.diff_files == ["sample.toml"]  # the time it took
     assert len(same.same_files) == 9 + 1
+    script = tmp_path / "differ.py"
+    script.write_text(
+        "import os, sys\nfrom sfumato.cli import main\n"
+        "sys.exit(main([*sys.argv[1:], '-n', str(2 + int(os.environ['RANK']))]))"
+    )
+    refused = run_command(torchrun([str(script), "sample", str(run), "--out", str(tmp_path / "d")]))
+    assert refused.returncode != 0
+    assert "the processes have different options" in refused.stderr
+    assert not (tmp_path / "d").exists()
     measure = ["likelihood", str(run), "-n", "12", "--flow", "3", "--steps", "9", "--draws", "2"]
     cache = ["--cache", str(tmp_path / "cache")]
     told = run_command(torchrun(["-m", "sfumato", *measure, "--out", str(tmp_path / "a"), *cache]))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -89,6 +89,8 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
     set_threads(options.threads)
     device = own_device(pick_device(options.device))
     model = load(options.run, weights=options.weights, device=device)
+    here = replace(options, run="", out=None, device="", threads=0)
+    processes.check_same(repr(here), "options", "start all with the same command line")
     processes.check_same(
         model.fingerprint, "weights", "a run must not train on while it is sampled"
     )

@@ -86,11 +86,11 @@ def _sample(options: SampleOptions, processes: Processes) -> int:
     say = print if processes.first else _silent
     if out := options.out:
         processes.from_first(lambda: refuse_used(out))
+    here = replace(options, run="", out=None, device="", threads=0)
+    processes.check_same(repr(here), "options", "start all with the same command line")
     set_threads(options.threads)
     device = own_device(pick_device(options.device))
     model = load(options.run, weights=options.weights, device=device)
-    here = replace(options, run="", out=None, device="", threads=0)
-    processes.check_same(repr(here), "options", "start all with the same command line")
     processes.check_same(
         model.fingerprint, "weights", "a run must not train on while it is sampled"
     )

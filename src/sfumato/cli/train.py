@@ -172,16 +172,18 @@ def train(
             )
         if processes.count > 1:
             say(f"{processes.count} processes share each batch of {run.recipe.batch} images")
+        onward = (
+            "The run is as it was at its newest checkpoint; to continue, with any number of "
+            f"processes: sfumato train --resume {quote(str(place))}"
+        )
         try:
             signal = None if run.finished else _train(run, say)
-        except (ProcessLostError, DataError) as error:
-            if isinstance(error, DataError) and not checkpoints(place):
+        except ProcessLostError as error:
+            raise ProcessLostError(f"{error}. {onward}") from error
+        except DataError as error:
+            if not checkpoints(place):
                 raise
-            kind = DataError if isinstance(error, DataError) else ProcessLostError
-            raise kind(
-                f"{error}. The run is as it was at its newest checkpoint; to continue, with any "
-                f"number of processes: sfumato train --resume {quote(str(place))}"
-            ) from error
+            raise DataError(f"{error}. {onward}") from error
         if signal:
             return 130
         say(f"trained on {run.images:,} images in {duration(run.seconds)}")
